@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> argparse.Namespace:
     """Arguments of the command that was asked for; `args.run(args)` runs it."""
     parser = Parser(prog="mpklab", description="Megakernels from a model's graph to what every worker did.")
-    parser.set_defaults(run=lambda _: parser.print_help() or 0)
+    parser.set_defaults(run=_help_of(parser))
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(metavar="command", parser_class=Parser)
     for name, text, module in (
@@ -102,7 +102,7 @@ def _attach(parser: argparse.ArgumentParser, module: str) -> None:
 
 def _add_group(parser: argparse.ArgumentParser, group: str, argv: list[str]) -> None:
     """One subcommand per module of a folder, described by the first line of its docstring."""
-    parser.set_defaults(run=lambda _: parser.print_help() or 0)
+    parser.set_defaults(run=_help_of(parser))
     if argv[:1] != [group]:
         return
     programs = _modules_in(f"mpklab.{group}")
@@ -121,6 +121,16 @@ def _modules_in(package: str) -> dict[str, Path]:
     return {name: file for name in names for folder in folders if (file := Path(folder) / f"{name}.py").exists()}
 
 
+def _help_of(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """What a command does when it is given nothing to do."""
+
+    def run(_: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    return run
+
+
 def _print_version(_: argparse.Namespace) -> int:
     import mpklab
 
@@ -130,11 +140,11 @@ def _print_version(_: argparse.Namespace) -> int:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default="smollm2-135m", help="a name, a GGUF file or a folder with safetensors (default: %(default)s)")
+    add("--model", default="smollm2-135m", help="a name, a GGUF file or a folder (default: %(default)s)")
     add("--prompt", required=True, help="the text; - reads it from standard input")
     add("--raw", action="store_true", help="the prompt as it is, without the model's chat template")
-    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of weights and activations (default: %(default)s)")
-    add("--max-new-tokens", type=_count, default=64, metavar="N", help="stop after so many tokens (default: %(default)s)")
+    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(default: %(default)s)")
+    add("--max-new-tokens", type=_count, default=64, metavar="N", help="at most so many (default: %(default)s)")
     add("--mode", default="static", help="who hands out tasks (default: %(default)s)")
     add("--policy", default="locality", help="how a static schedule is made (default: %(default)s)")
     add("--workers", type=_count, metavar="N", help="CPU threads (default: the physical cores this process may use)")
@@ -171,7 +181,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("info", "clear"), nargs="?", default="info", help="what to do (default: info)")
+    parser.add_argument("action", choices=("info", "clear"), nargs="?", default="info", help="(default: info)")
     parser.set_defaults(run=_cache)
 
 
@@ -190,8 +200,10 @@ def _cache(args: argparse.Namespace) -> int:
     limit = human_bytes(env.cache_limit_bytes())
     print(f"{folder}: {human_bytes(sum(sizes.values()))} of at most {limit}")
     if sizes:
-        rows = [(child.name, len(list(child.iterdir())) if child.is_dir() else 1, human_bytes(sizes[child])) for child in sizes]
-        print_table(("what", "entries", "size"), rows)
+        counts = {child: len(list(child.iterdir())) if child.is_dir() else 1 for child in sizes}
+        print_table(
+            ("what", "entries", "size"), [(child.name, counts[child], human_bytes(sizes[child])) for child in sizes]
+        )
     return 0
 
 

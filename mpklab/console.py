@@ -9,7 +9,7 @@ STYLES = {"ok": "green", "missing": "bold red", "optional": "yellow"}
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """Print rows under their headers; numbers to the right. Plain when piped, so that the output can be cut and grepped."""
+    """Print rows under their headers, numbers to the right; plain when piped, so that it can be cut and grepped."""
     cells = [[_text(value) for value in row] for row in rows]
     right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
     if sys.stdout.isatty():
@@ -24,11 +24,11 @@ def plain_table(headers: Sequence[str], cells: Sequence[Sequence[str]], right: S
     """The table as text: columns two blanks apart."""
     lines = [list(headers), *cells] if any(headers) else list(cells)
     widths = [max((len(line[i]) for line in lines), default=0) for i in range(len(headers))]
-    texts = [
-        "  ".join(cell.rjust(width) if is_right else cell.ljust(width) for cell, width, is_right in zip(line, widths, right, strict=True))
-        for line in lines
+    aligned = [
+        [cell.rjust(width) if is_right else cell.ljust(width) for cell, width, is_right in zip(*columns, strict=True)]
+        for columns in ((line, widths, right) for line in lines)
     ]
-    return "\n".join([*([title] if title else []), *(text.rstrip() for text in texts)])
+    return "\n".join([*([title] if title else []), *("  ".join(line).rstrip() for line in aligned)])
 
 
 def human_bytes(count: float) -> str:

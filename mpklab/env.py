@@ -32,7 +32,7 @@ VARIABLES = (
     Variable("MPKLAB_CACHE_LIMIT_GB", "what that folder may hold; the least recently used goes first", "8"),
     Variable("MPKLAB_CXX", "C++ compiler of the CPU backend, with options if any", "g++, else clang++"),
     Variable("MPKLAB_NVCC", "CUDA compiler, where nvcc is asked for", "nvcc on PATH, else in CUDA_HOME"),
-    Variable("MPKLAB_WAIT_LIMIT_S", "how long a wait inside a kernel may last before it counts as a deadlock", "by backend"),
+    Variable("MPKLAB_WAIT_LIMIT_S", "how long a wait inside a kernel may last", "by backend"),
     Variable("MPKLAB_PROGRESS", "whether stages show themselves while they work: 1 or 0", "1"),
 )
 
@@ -105,7 +105,7 @@ def private_folder(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
     except OSError as error:
-        raise EnvError(f"the folder {path} cannot be made or read ({error.strerror}); MPKLAB_CACHE names another") from error
+        raise EnvError(f"the folder {path} cannot be made ({error.strerror}); MPKLAB_CACHE names another") from error
     if found.st_uid != os.getuid():
         raise EnvError(f"the folder {path} belongs to another user (id {found.st_uid}); MPKLAB_CACHE names another")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -26,14 +26,16 @@ def main() -> int:
         clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         script = place / "run_a_graph.py"  # a copy, so that the checkout is nowhere on the path
         script.write_text(Path(__file__).read_text())
-        subprocess.run([python, script, "--here"], cwd=place, env={**clean, "MPKLAB_CACHE": str(place / "cache")}, check=True)
-        subprocess.run([place / "venv" / "bin" / "mpklab", "--version"], cwd=place, env=clean, check=True)
+        clean["MPKLAB_CACHE"] = str(place / "cache")
+        subprocess.run([python, script, "--here"], cwd=place, env=clean, check=True)
+        subprocess.run([python.with_name("mpklab"), "--version"], cwd=place, env=clean, check=True)
     return 0
 
 
 def build(dist: Path) -> Path:
     """sdist first, then the wheel from the sdist: what a packager would do."""
-    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, ROOT], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, ROOT]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (wheel,) = dist.glob("*.whl")
     print(f"built {wheel.name}, {wheel.stat().st_size // 1000} kB", flush=True)
     return wheel
@@ -46,7 +48,8 @@ def install(wheel: Path, place: Path) -> Path:
 
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
-    setup_env.install_torch(str(python), setup_env.torch_choice(os.environ.get("TORCH", ""), setup_env.has_nvidia_driver()))
+    choice = setup_env.torch_choice(os.environ.get("TORCH", ""), setup_env.has_nvidia_driver())
+    setup_env.install_torch(str(python), choice)
     setup_env.pip(str(python), str(wheel))
     return python
 

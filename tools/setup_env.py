@@ -1,7 +1,7 @@
 """Makes .venv for the Makefile: torch first, then the pinned rest; what fails half-way is never trusted again.
 
-Standard library only. `.venv/mpklab-stamp` is written last and says what the environment was made from; with any other
-stamp, or none, the environment is made anew. TORCH=cpu|cuda|skip decides about torch; without it, an NVIDIA driver does.
+Standard library only. `.venv/mpklab-stamp` is written last and says what the environment was made from; with any other,
+or none, the environment is made anew. TORCH=cpu|cuda|skip decides about torch; without it, an NVIDIA driver does.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> int:
 
 def check_system() -> None:
     """Refuse early, before anything is downloaded, what the system itself must bring."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036, it may be started by an older one
         raise SetupError(
             f"mpklab needs Python 3.11 or newer, and {sys.executable} is {platform.python_version()}; "
             f"name another one with `make PYTHON=/path/to/python3.x`, or on Debian and Ubuntu: {SYSTEM_LINE}"
@@ -89,7 +89,7 @@ def torch_choice(asked: str, driver: bool) -> str:
 
 
 def stamp(choice: str) -> str:
-    """A hash of everything that decides what the environment holds, and of where it lies (scripts name their folder)."""
+    """A hash of all that decides what the environment holds, and of where it lies (its scripts name their folder)."""
     digest = hashlib.sha256()
     for file in ("pyproject.toml", "constraints.txt", "tools/setup_env.py"):
         digest.update((ROOT / file).read_bytes())
@@ -146,7 +146,8 @@ def install_torch(python: str, choice: str) -> None:
     if build is None:
         raise SetupError(f"pip finds no {CPU_TORCH} for Python {platform.python_version()} on this machine")
     say(f"the CPU build of torch cannot be had here: {CPU_TORCH} with CUDA is about 2.7 GB to download, 4.7 GB on disk")
-    if sys.stdin.isatty() and os.environ.get("CI") != "true" and input("  go on? [Y/n] ").strip().lower() in ("n", "no"):
+    may_ask = sys.stdin.isatty() and os.environ.get("CI") != "true"
+    if may_ask and input("  go on? [Y/n] ").strip().lower() in ("n", "no"):
         raise SetupError("stopped as asked; TORCH=skip uses a torch of your own")
     pip(python, *source)
 
@@ -155,10 +156,8 @@ def resolve(python: str, source: list[str]) -> str | None:
     """Which build pip would take from a source, 'cpu' or 'cuda', or None when it would find none."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        options = ["--dry-run", "--ignore-installed", "--no-deps", "--retries", "0", "--timeout", "5", "--quiet", "--quiet"]
-        answer = subprocess.run(
-            [python, "-m", "pip", "install", *options, "--report", str(report), *source], capture_output=True, text=True
-        )
+        options = f"--dry-run --ignore-installed --no-deps --retries 0 --timeout 5 --quiet --report {report}".split()
+        answer = subprocess.run([python, "-m", "pip", "install", *options, *source], capture_output=True)
         if answer.returncode != 0:
             return None
         metadata = json.loads(report.read_text())["install"][0]["metadata"]
