@@ -88,7 +88,9 @@ def test_the_big_download_is_announced(
     """Where only the CUDA build can be had: say so first, ask only at a terminal."""
     prompts, installed = [], []
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(setup_env, "resolve", lambda python, source: None if "--index-url" in source else "cuda")
+    monkeypatch.setattr(
+        setup_env, "resolve", lambda python, source: ("", "") if "--index-url" in source else ("cuda", "url")
+    )
     monkeypatch.setattr(setup_env, "pip", lambda *arguments: installed.append(arguments))
     monkeypatch.setattr("sys.stdin.isatty", lambda: terminal, raising=False)
     monkeypatch.setattr("builtins.input", lambda prompt: prompts.append(prompt) or asked)

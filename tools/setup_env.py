@@ -138,12 +138,12 @@ def install_torch(python: str, choice: str) -> None:
         return
     # Resolving first, with a short patience, tells which build each source would give before anything is downloaded.
     for source in (["--index-url", CPU_INDEX, CPU_TORCH], [CPU_TORCH]):
-        build = resolve(python, source)
+        build, file = resolve(python, source)
         if build == "cpu":
             say(f"{CPU_TORCH}, CPU build (about 200 MB to download, 0.9 GB on disk)")
-            pip(python, "--no-deps", *source)
+            pip(python, "--no-deps", file)
             return
-    if build is None:
+    if not file:
         raise SetupError(f"pip finds no {CPU_TORCH} for Python {platform.python_version()} on this machine")
     say(f"the CPU build of torch cannot be had here: {CPU_TORCH} with CUDA is about 2.7 GB to download, 4.7 GB on disk")
     may_ask = sys.stdin.isatty() and os.environ.get("CI") != "true"
@@ -152,17 +152,17 @@ def install_torch(python: str, choice: str) -> None:
     pip(python, *source)
 
 
-def resolve(python: str, source: list[str]) -> str | None:
-    """Which build pip would take from a source, 'cpu' or 'cuda', or None when it would find none."""
+def resolve(python: str, source: list[str]) -> tuple[str, str]:
+    """Which build pip would take from a source, 'cpu' or 'cuda', and where it lies; ('', '') when it would find none."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         options = f"--dry-run --ignore-installed --no-deps --retries 0 --timeout 5 --quiet --report {report}".split()
         answer = subprocess.run([python, "-m", "pip", "install", *options, *source], capture_output=True)
         if answer.returncode != 0:
-            return None
-        metadata = json.loads(report.read_text())["install"][0]["metadata"]
-    needs_cuda = any(need.startswith(("nvidia", "cuda")) for need in metadata.get("requires_dist", []))
-    return "cuda" if needs_cuda and sys.platform == "linux" else "cpu"
+            return "", ""
+        found = json.loads(report.read_text())["install"][0]
+    needs_cuda = any(need.startswith(("nvidia", "cuda")) for need in found["metadata"].get("requires_dist", []))
+    return "cuda" if needs_cuda and sys.platform == "linux" else "cpu", found["download_info"]["url"]
 
 
 def requirements(without_torch: bool = False, with_cuda: bool = False) -> list[str]:
@@ -185,7 +185,7 @@ def has_torch(python: str) -> bool:
 
 def pip(python: str, *arguments: str) -> None:
     """Install under the pins, quietly; pip's own message is shown when it fails."""
-    options = ["--quiet", "--disable-pip-version-check", "--constraint", str(ROOT / "constraints.txt")]
+    options = ["--quiet", "--quiet", "--disable-pip-version-check", "--constraint", str(ROOT / "constraints.txt")]
     command([python, "-m", "pip", "install", *options, *arguments], "pip could not install what is named above")
 
 
