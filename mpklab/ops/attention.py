@@ -1,0 +1,136 @@
+"""attention: one new token per sequence against its key/value cache, cut by head group and by context
+(Flash-Decoding's split of the keys; grouped queries; rotate-half rope; optional q/k norm)."""
+
+import numpy as np
+
+from mpklab.ops.base import (
+    C_TYPE, ITEM_BYTES, Box, Node, Op, Operand, Range, Stage, TensorType, Tiles, Tiling, Variant,
+    all_of, at, at_position, expect, expect_float, expect_shape, float_bits, register, rows_arguments, span,
+    split_context, whole, words,
+)  # fmt: skip
+
+
+@register
+class Attention(Op):
+    """q, k and v may be columns of one tensor: `q_offset`… say where. The split that owns the position appends to the
+    caches in place. With `splits` > 1 the output is a partial [B, heads, splits, D] with its `stats`."""
+
+    name = "attention"
+    operands = (
+        Operand("q"),
+        Operand("k"),
+        Operand("v"),
+        Operand("q_norm", optional=True),
+        Operand("k_norm", optional=True),
+        Operand("rope"),
+        Operand("k_cache", "rw", streamed=True),
+        Operand("v_cache", "rw", streamed=True),
+        Operand("position"),
+        Operand("out", "w"),
+        Operand("stats", "w", optional=True),
+    )
+    attrs = {
+        "heads": 0, "q_offset": 0, "k_offset": 0, "v_offset": 0, "eps": 1e-6, "splits": 1, "partial_dtype": "float32",
+    }  # fmt: skip
+
+    def infer(self, node: Node) -> dict[str, TensorType]:
+        k_cache = node.types["k_cache"]
+        expect(len(k_cache.shape) == 4, node, "k_cache must be [batch, kv_heads, context, head_dim]")
+        expect_float(node, "k_cache")
+        batch, kv_heads, context, d = k_cache.shape
+        heads = node.attrs["heads"]
+        kv = k_cache.sizes[1]
+        expect(heads > 0 and heads % kv == 0, node, f"heads ({heads}) must be a multiple of the cache's kv heads ({kv})")
+        expect_shape(node, "v_cache", k_cache.shape, k_cache.dtype)
+        expect_shape(node, "position", (batch,), "int32")
+        expect_shape(node, "rope", (context, d), "float32")
+        for name, count in (("q", heads), ("k", kv), ("v", kv)):
+            found = node.types[name]
+            end = node.attrs[f"{name}_offset"] + count * k_cache.sizes[3]
+            expect(
+                len(found.shape) == 2 and found.shape[0] == batch and found.sizes[1] >= end,
+                node,
+                f"{name} needs {count} heads of {d} columns from {node.attrs[f'{name}_offset']}",
+            )
+            expect(found.dtype == k_cache.dtype, node, f"{name} and the caches must have one dtype")
+        expect(("q_norm" in node.types) == ("k_norm" in node.types), node, "q_norm and k_norm go together")
+        for name in ("q_norm", "k_norm"):
+            if name in node.types:
+                expect_shape(node, name, (d,), k_cache.dtype)
+        splits = node.attrs["splits"]
+        expect(splits >= 1, node, f"splits must be at least 1, not {splits}")
+        if splits == 1:
+            return {"out": TensorType((batch, heads * k_cache.sizes[3]), k_cache.dtype)}
+        return {
+            "out": TensorType((batch, heads, splits, d), node.attrs["partial_dtype"]),
+            "stats": TensorType((batch, heads, splits, 2), "float32"),
+        }
+
+    def tile_extent(self, node: Node) -> int:
+        b, h, _, _ = node.types["k_cache"].sizes
+        return b * h * int(node.attrs["splits"])
+
+    def tiles(self, node: Node, tiling: Tiling) -> Tiles:
+        batch, kv, context, d = node.types["k_cache"].sizes
+        splits, heads = node.attrs["splits"], node.attrs["heads"]
+        group = heads // kv
+        b, h, s = (a.ravel() for a in np.meshgrid(np.arange(batch), np.arange(kv), np.arange(splits), indexing="ij"))
+        n = len(b)
+
+        def columns(name: str, per_head: int) -> Range:
+            offset = node.attrs[f"{name}_offset"]
+            return span(offset + h * per_head * d, offset + (h + 1) * per_head * d)
+
+        reads = [
+            Box("q", (at(b), columns("q", group))),
+            Box("k", (at(b), columns("k", 1))),
+            Box("v", (at(b), columns("v", 1))),
+            *(all_of(name, node) for name in ("q_norm", "k_norm") if name in node.types),
+            Box("rope", (at_position(), whole(d))),
+            Box("position", (at(b),)),
+        ]
+        writes = []
+        for name in ("k_cache", "v_cache"):
+            reads.append(Box(name, (at(b), at(h), split_context(splits, s), whole(d))))
+        # Only the split that holds the position appends, and which one that is follows the context: with one split
+        # it is tile 0, otherwise the last, because pieces of [0, pos + 1) are cut in order.
+        owner = np.where(s == splits - 1, 1, 0)
+        for name in ("k_cache", "v_cache"):
+            writes.append(Box(name, (Range(b, b + owner), at(h), at_position(), whole(d))))
+        if splits == 1:
+            writes.append(Box("out", (at(b), span(h * group * d, (h + 1) * group * d))))
+        else:
+            writes.append(Box("out", (at(b), span(h * group, (h + 1) * group), at(s), whole(d))))
+            writes.append(Box("stats", (at(b), span(h * group, (h + 1) * group), at(s), whole(2))))
+        rows = context / splits / 2  # costs at half the context: the mean over a whole generation
+        item = ITEM_BYTES[node.types["k_cache"].dtype]
+        flops = np.full(n, 4.0 * group * d * rows)
+        moved = np.full(n, 2.0 * rows * d * item + (group + 2) * d * item)
+        return Tiles(words(b, h, s, n=n), tuple(reads), tuple(writes), flops, moved)
+
+    def variant(self, node: Node, tiling: Tiling) -> Variant:
+        k_cache = node.types["k_cache"]
+        _, kv, context, d = k_cache.sizes
+        a = node.attrs
+        offsets = ", ".join(str(a[f"{x}_offset"]) for x in "qkv")
+        strides = ", ".join(str(node.types[x].sizes[1]) for x in "qkv")
+        partial = C_TYPE[a["partial_dtype"] if a["splits"] > 1 else k_cache.dtype]
+        return Variant(
+            "attention",
+            f"mpk::ops::Attention<{C_TYPE[k_cache.dtype]}, {a['heads']}, {kv}, {d}, {context}, {a['splits']}, {offsets}, "
+            f"{strides}, {int('q_norm' in node.types)}, {float_bits(a['eps'])}, {partial}, {rows_arguments(node, 'k_cache')}>",
+        )
+
+    def block_graph(self, node: Node) -> tuple[Stage, ...]:
+        norm = "norm, " if "q_norm" in node.types else ""
+        return (
+            Stage("load", "k_cache, v_cache rows of the split", "rows below the position wait only for the last iteration"),
+            Stage("load", "q of the head group, k and v of the position"),
+            Stage("compute", f"{norm}rope", "rotate-half, at the position"),
+            Stage("store", "k_cache[pos], v_cache[pos]", "by the split that owns the position"),
+            Stage("compute", "softmax(q · kᵀ / √d) · v", "running maximum and sum, float32"),
+            Stage("store", "out" if node.attrs["splits"] == 1 else "out, stats of the split"),
+        )
+
+    def thread_graph(self, node: Node) -> str:
+        return "warps along the context's rows, lanes along head_dim; partial softmaxes joined in warp order"
