@@ -102,7 +102,9 @@ def private_folder(path: Path) -> Path:
     What lies in the cache is loaded as code, so it must be this user's own.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (*reversed(path.parents), path):  # mkdir(parents=True) would give parents the default mode
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
         found = path.stat()
     except OSError as error:
         raise EnvError(f"the folder {path} cannot be made ({error.strerror}); MPKLAB_CACHE names another") from error

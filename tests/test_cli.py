@@ -1,0 +1,150 @@
+"""The program from outside: slips, errors and interrupts get one message; the doctor and the cache tell the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from mpklab import cli, env
+from mpklab.errors import EnvError, MpkError
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a misused command says; it must say it with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(argv))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["doctr"], "did you mean 'doctor'?"),
+        (["generate", "--promt", "x"], "'--prompt'"),
+        (["generate", "--prompt", "x", "--dtype", "flaot32"], "'float32'"),
+        (["doctor", "--jsn"], "did you mean '--json'?"),
+        (["cache", "claer"], "did you mean 'clear'?"),
+        (["--verison"], "did you mean '--version'?"),
+        (["generate", "--prompt", "x", "--workers", "0"], "at least 1, not '0'"),
+        (["generate", "--prompt", "x", "--max-new-tokens", "many"], "at least 1, not 'many'"),
+        (["generate", "--prompt", "x", "--max", "3"], "unknown option '--max'"),
+        (["generate"], "--prompt"),
+    ],
+)
+def test_slips_are_answered(capsys: pytest.CaptureFixture[str], argv: list[str], hint: str) -> None:
+    assert hint in refused(capsys, *argv)
+
+
+def test_errors_are_one_message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> int:
+        raise EnvError("the CPU backend needs a C++ compiler")
+
+    monkeypatch.setattr(cli, "_cache", fail)
+    assert cli.main(["cache"]) == 1
+    assert capsys.readouterr().err == "mpklab: the CPU backend needs a C++ compiler\n"
+
+
+def test_interrupt_ends_with_130() -> None:
+    """Ctrl-C in a real process: no traceback."""
+    code = """
+        import time
+        from mpklab import cli
+        def slow(_):
+            print("waiting", flush=True)
+            time.sleep(60)
+        cli._cache = slow
+        raise SystemExit(cli.main(["cache"]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_the_module_is_the_program() -> None:
+    answer = subprocess.run([sys.executable, "-m", "mpklab", "--version"], capture_output=True, text=True)
+    assert answer.returncode == 0
+    assert answer.stdout.startswith("mpklab 0.")
+
+
+def test_every_bench_is_found_and_described(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench"]) == 0
+    help_text = capsys.readouterr().out
+    folder = Path(cli.__file__).parent / "bench"
+    for file in folder.glob("[!_]*.py"):
+        assert file.stem in help_text
+
+
+def test_doctor_reports_as_json(capsys: pytest.CaptureFixture[str], empty_cache: Path) -> None:
+    code = cli.main(["doctor", "--json"])
+    checks = json.loads(capsys.readouterr().out)
+    states = {check["name"]: check["state"] for check in checks}
+    assert states["Python"] == states["numpy"] == states["cache"] == "ok"
+    assert code == int("missing" in states.values())
+
+
+def test_doctor_names_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    monkeypatch.setenv("MPKLAB_CXX", "no-such-compiler -O2")
+    monkeypatch.setenv("MPKLAB_CAHCE", "x")
+    assert cli.main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "no-such-compiler" in said
+    assert "did you mean 'MPKLAB_CACHE'" in said
+
+
+def test_cache_info_and_clear(capsys: pytest.CaptureFixture[str], empty_cache: Path, tmp_path: Path) -> None:
+    assert cli.main(["cache"]) == 0
+    assert not empty_cache.exists(), "asking makes nothing"
+    kernel = env.private_folder(empty_cache / "kernels" / "abc")
+    (kernel / "kernel.so").write_bytes(b"x" * 2_000_000)
+    outside = tmp_path / "precious"
+    outside.mkdir()
+    (empty_cache / "link").symlink_to(outside)
+    cli.main(["cache", "info"])
+    assert "2.0 MB" in capsys.readouterr().out
+    assert cli.main(["cache", "clear"]) == 0
+    assert list(empty_cache.iterdir()) == []
+    assert outside.exists(), "links are removed, not followed"
+
+
+def test_only_a_private_cache_is_used(tmp_path: Path) -> None:
+    folder = env.private_folder(tmp_path / "a" / "b")
+    assert {made.stat().st_mode & 0o777 for made in (folder, folder.parent)} == {0o700}
+    folder.chmod(0o777)
+    with pytest.raises(EnvError, match="chmod go-w"):
+        env.private_folder(folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvError, match="cannot be made"):
+        env.private_folder(tmp_path / "file" / "cache")
+
+
+def test_variables_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPKLAB_WAIT_LIMIT_S", "soon")
+    with pytest.raises(MpkError, match="positive number, not 'soon'"):
+        env.wait_limit_s(5.0)
+    monkeypatch.setenv("MPKLAB_WAIT_LIMIT_S", "0.5")
+    assert env.wait_limit_s(5.0) == 0.5
+    monkeypatch.delenv("MPKLAB_WAIT_LIMIT_S")
+    assert env.wait_limit_s(5.0) == 5.0
+    monkeypatch.setenv("MPKLAB_CACHE_LIMIT_GB", "0.5")
+    assert env.cache_limit_bytes() == 500_000_000
+    monkeypatch.setenv("MPKLAB_CXX", f"{sys.executable} -O2")
+    assert env.cxx_command() == [sys.executable, "-O2"]
+
+
+def test_shipped_folders_are_found() -> None:
+    assert (env.csrc_folder() / "include" / "mpklab" / "abi.h").exists()
+    assert os.path.isabs(env.cache_folder())
