@@ -12,10 +12,6 @@
 #define MPK_FN inline
 #include <sched.h>
 #include <time.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#include <x86intrin.h>
-#endif
 #endif
 
 namespace mpk {
@@ -63,7 +59,7 @@ MPK_FN u64 global_ns() {
   return u64(t.tv_sec) * 1000000000ull + u64(t.tv_nsec);
 }
 #if defined(__x86_64__)
-MPK_FN u64 clock_now() { return __rdtsc(); }
+MPK_FN u64 clock_now() { return __builtin_ia32_rdtsc(); }
 constexpr u32 clock_unit = u32(Clock::tsc_cycles_);
 #else
 MPK_FN u64 clock_now() { return global_ns(); }
@@ -81,7 +77,7 @@ MPK_FN void pause(u32 spins) {
     return;
   }
 #if defined(__x86_64__)
-  _mm_pause();
+  __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif

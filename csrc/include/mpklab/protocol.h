@@ -8,7 +8,8 @@ namespace mpk {
 struct Run {
   const Launch& launch;
   u32 worker;
-  u32 epoch = 0;  // how often this table has run in this launch
+  u32 iteration = 0;  // counted from the launch's first
+  u32 epoch = 0;      // how often this table has run in this launch before
 
   MPK_FN Control* control() const { return (Control*)launch.control; }
   MPK_FN Host* host() const { return (Host*)launch.host; }
@@ -36,7 +37,7 @@ MPK_FN void report_fault(const Run& run, u32 task, u32 event, u32 count, u32 tar
   fault.count = int(count);
   fault.need = int(target);
   fault.rank = run.launch.rank;
-  fault.iteration = run.launch.first_iteration + run.epoch;
+  fault.iteration = run.launch.first_iteration + run.iteration;
   fault.waited = waited;
   store_host(&fault.state, 1u);
 }
@@ -79,23 +80,33 @@ MPK_FN void signal_event(const Run& run, const Signal& signal) {
 // No event stands for the step: its waits are reported under this number.
 constexpr u32 step_event = 0xffffffu;
 
-// Reads the StepControl of this epoch. The verifier has proved that every worker with tasks reads it before it is
+// Reads the StepControl of this iteration. The verifier has proved that every worker with tasks reads it before it is
 // overwritten two iterations later.
 MPK_FN bool acquire_step(const Run& run, Step& step) {
-  if (!wait_word(run, &run.control()->published, run.epoch + 1, u32(Scope::gpu_), 0xffffffffu, step_event)) return false;
-  step = run.control()->step[run.epoch & 1];
+  u32 target = run.iteration + 1;
+  if (!wait_word(run, &run.control()->published, target, u32(Scope::gpu_), no_word, step_event)) return false;
+  step = run.control()->step[run.iteration & 1];
   return true;
 }
 
-MPK_FN Step& next_step(const Run& run) { return run.control()->step[(run.epoch + 1) & 1]; }
-
-MPK_FN void publish_step(const Run& run) {
-  next_step(run).iteration = run.epoch + 1;
-  store_release(&run.control()->published, run.epoch + 2);
-  store_host(&run.host()->progress, run.epoch + 1);
-}
+MPK_FN Step& next_step(const Run& run) { return run.control()->step[(run.iteration + 1) & 1]; }
 
 // Before the step task computes: the next step starts as a copy of this one, so an operator writes only what changes.
-MPK_FN void prepare_step(const Run& run, const Step& step) { next_step(run) = step; }
+MPK_FN void prepare_step(const Run& run, const Step& step) {
+  next_step(run) = step;
+  next_step(run).iteration = run.iteration + 1;
+}
+
+MPK_FN void publish_step(const Run& run) {
+  store_release(&run.control()->published, run.iteration + 2);
+  store_host(&run.host()->progress, run.iteration + 1);
+}
+
+// A change of table starts with all workers that have tasks: their last stores are visible to whoever runs next.
+MPK_FN bool meet(const Run& run, u32 workers, u32 changes) {
+  u32* arrived = run.control()->pad1;
+  add_release(arrived, 1, u32(Scope::gpu_));
+  return wait_word(run, arrived, workers * changes, u32(Scope::gpu_), no_word, step_event);
+}
 
 }  // namespace mpk

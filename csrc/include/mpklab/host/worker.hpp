@@ -1,0 +1,257 @@
+// The CPU backend's launcher and worker loop: one pinned thread per worker walks its queue by the protocol.
+#pragma once
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+
+#include "mpklab/context.h"
+#include "mpklab/protocol.h"
+
+#pragma GCC visibility push(hidden)
+
+namespace mpk {
+
+enum class Outcome : int { done = 0, aborted = 1, no_resources = 2, unsupported = 3 };
+
+namespace host {
+
+// What the loop knows of an operator variant.
+struct Operator {
+  void (*compute)(const Context&);
+  void (*prefetch)(const Context&);  // begins to read what the task needs and no task writes, or null
+};
+
+template <class V>
+constexpr Operator operator_of() {
+  if constexpr (requires(const Context& c) { V::prefetch(c); }) return {V::compute, V::prefetch};
+  return {V::compute, nullptr};
+}
+
+template <class K>
+struct Table;
+template <class... V>
+struct Table<Variants<V...>> {
+  static constexpr Operator operators[sizeof...(V)] = {operator_of<V>()...};
+  static constexpr unsigned scratch_bytes() {
+    unsigned most = 0;
+    ((most = V::scratch_bytes > most ? V::scratch_bytes : most), ...);
+    return most;
+  }
+};
+
+// What one thread starts from.
+struct Worker {
+  const Launch* launch;
+  const Operator* operators;
+  u64 scratch_bytes;
+  u32 index;
+  u32 busy_workers;
+  int cpu;  // negative: wherever the system puts it
+  bool busy;
+  pthread_t thread;
+  Outcome outcome;
+};
+
+// A record's clock has 32 bits and wraps: a wait of more ticks than this leaves a clock anchor behind it.
+constexpr u64 long_wait = 1u << 29;
+
+// One worker's way through a launch. Level is what it records; what it computes is the same at each.
+template <int Level>
+struct Loop {
+  const Launch& launch;
+  const Operator* operators;
+  u32 busy_workers;
+  char* scratch;
+  u32* epochs;  // per table
+  Run run;
+  Recorder<Level> recorder{};
+  Step step{};
+  bool anchor_due = false;
+
+  Outcome walk() {
+    step.table = launch.table;
+    for (u32 d = 0; d < max_dims; ++d) step.dims[d] = launch.dims[d];
+    for (u32 changes = 0; run.iteration < launch.iterations; ++run.iteration) {
+      u32 table = step.table;
+      recorder.window(launch, run.iteration);
+      if (!begin_iteration()) return step.stop ? Outcome::done : Outcome::aborted;
+      if (step.table != table && run.iteration > 0 && !meet(run, busy_workers, ++changes)) return Outcome::aborted;
+      run.epoch = epochs[step.table]++;
+      const u32* queue = (const u32*)launch.queues + step.table * launch.n_workers + run.worker;
+      for (u32 at = queue[0]; at < queue[1]; ++at) {
+        const Entry& entry = ((const Entry*)launch.entries)[at];
+        if (entry.kind != u32(EntryKind::task_)) return Outcome::unsupported;
+        if (!run_task(entry.task)) return Outcome::aborted;
+      }
+      recorder.template end<1>(Phase::iteration_, launch.first_iteration + run.iteration);
+    }
+    return Outcome::done;
+  }
+
+ private:
+  // False: this iteration does not happen, because the step says so or because the run was aborted. Its records are
+  // written afterwards with the clocks of before, so that a step that says stop leaves none.
+  bool begin_iteration() {
+    u32 number = launch.first_iteration + run.iteration;
+    u64 clock = 0, ns = 0;
+    if constexpr (Level >= 1) clock = clock_now(), ns = global_ns();
+    bool acquired = !launch.steps || acquire_step(run, step);
+    if (!launch.steps) step.iteration = run.iteration;
+    if (acquired && step.stop) return false;
+    if constexpr (Level >= 1) {
+      recorder.template begin_at<1>(Phase::iteration_, number, u32(clock));
+      recorder.anchor_at(ns);
+      if (launch.steps) recorder.template begin_at<2>(Phase::step_, number, u32(clock));
+      if (!acquired) return false;
+      if (launch.steps) recorder.template end<2>(Phase::step_, number);
+      anchor_due = clock_now() - clock > long_wait;
+      if (Level >= 2) write_anchor();
+    }
+    return acquired;
+  }
+
+  bool run_task(u32 id) {
+    recorder.template begin<2>(Phase::fetch_, id);
+    const Task& task = run.task(id);
+    const Operator& op = operators[task.variant];
+    Context context{launch, task, step, scratch, nullptr};
+    if (launch.prefetch && op.prefetch) op.prefetch(context);
+    if (run.aborted()) return false;
+    // No loader runs ahead here, so the waits of streamed operands are waits like the others.
+    for (u32 i = 0; i < task.n_waits; ++i)
+      if (!pass(run.waits()[task.waits + i], id)) return false;
+    for (u32 i = 0; i < task.n_load_waits; ++i)
+      if (!pass(run.waits()[task.load_waits + i], id)) return false;
+    bool publishes = task.flags & u32(TaskFlag::step_);
+    if (publishes) {
+      prepare_step(run, step);
+      context.next = &next_step(run);
+    }
+
+    if constexpr (Level == 1) recorder.template begin<1>(Phase::execute_, id);
+    recorder.template next<2>(Phase::execute_, id);
+    write_anchor();
+    op.compute(context);
+    if constexpr (Level == 1) recorder.template end<1>(Phase::execute_, id);
+    recorder.template next<2>(Phase::signal_, id);
+
+    if (!(task.flags & u32(TaskFlag::drop_signals_)))
+      for (u32 i = 0; i < task.n_signals; ++i) signal_event(run, run.signals()[task.signals + i]);
+    if (publishes) publish_step(run);
+    recorder.template end<2>(Phase::signal_, id);
+    return true;
+  }
+
+  bool pass(const Wait& wait, u32 task) {
+    recorder.template next<2>(Phase::wait_, wait.event);
+    write_anchor();
+    u64 begin = 0;
+    if constexpr (Level >= 1) begin = clock_now();
+    bool passed = wait_event(run, wait, task);
+    if constexpr (Level >= 1) anchor_due |= clock_now() - begin > long_wait;
+    return passed;
+  }
+
+  void write_anchor() {
+    if constexpr (Level >= 1) {
+      if (anchor_due) recorder.anchor_at(global_ns());
+      anchor_due = false;
+    }
+  }
+};
+
+inline bool has_tasks(const Launch& launch, u32 table, u32 worker) {
+  const u32* queue = (const u32*)launch.queues + table * launch.n_workers + worker;
+  return queue[0] < queue[1];
+}
+
+inline void pin(int cpu) {
+#if defined(__linux__)
+  if (cpu < 0 || cpu >= CPU_SETSIZE) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+#else
+  (void)cpu;
+#endif
+}
+
+template <int Level>
+void* enter(void* argument) {
+  Worker& worker = *(Worker*)argument;
+  const Launch& launch = *worker.launch;
+  pin(worker.cpu);
+  // Made, and written for the first time, by the thread that uses it: the pages lie near its core.
+  u64 bytes = (worker.scratch_bytes + 127) / 128 * 128, whole = bytes + u64(launch.n_tables) * sizeof(u32);
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 128, whole) != 0) {
+    worker.outcome = Outcome::no_resources;
+  } else {
+    __builtin_memset(memory, 0, whole);
+    Loop<Level> loop{launch, worker.operators, worker.busy_workers, (char*)memory, (u32*)((char*)memory + bytes),
+                     Run{launch, worker.index}};
+    loop.recorder.start(launch, worker.index, Role::compute_);
+    if (worker.busy) worker.outcome = loop.walk();
+    loop.recorder.finish();
+    free(memory);
+  }
+  if (worker.outcome != Outcome::done) exchange(&((Control*)launch.control)->abort, 1u);
+  return nullptr;
+}
+
+// Starts every worker and returns when all have.
+inline Outcome run(const Launch& launch, const Operator* operators, u64 scratch_bytes, unsigned level,
+                   const int* cpus) {
+  if (launch.n_workers == 0) return Outcome::done;
+  Worker* workers = (Worker*)calloc(launch.n_workers, sizeof(Worker));
+  if (!workers) return Outcome::no_resources;
+  Outcome outcome = Outcome::done;
+  u32 busy_workers = 0, started = 0;
+  for (u32 w = 0; w < launch.n_workers; ++w) {
+    u32 tables = 0;
+    for (u32 t = 0; t < launch.n_tables; ++t) tables += has_tasks(launch, t, w);
+    workers[w] = {&launch, operators, scratch_bytes, w, 0, cpus ? cpus[w] : -1, tables > 0, {}, Outcome::done};
+    busy_workers += tables > 0;
+    // Who sits out a table could miss the step that changes it.
+    if (tables > 0 && tables < launch.n_tables && launch.steps) outcome = Outcome::unsupported;
+  }
+  if (outcome == Outcome::done) {
+    void* (*const entries[])(void*) = {enter<0>, enter<1>, enter<2>, enter<3>};
+    sigset_t all, before;  // signals go to the threads that were there before
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (; started < launch.n_workers; ++started) {
+      workers[started].busy_workers = busy_workers;
+      if (pthread_create(&workers[started].thread, nullptr, entries[level < 3 ? level : 3], workers + started) != 0) break;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    if (started < launch.n_workers) {
+      exchange(&((Control*)launch.control)->abort, 1u);
+      outcome = Outcome::no_resources;
+    }
+    for (u32 w = 0; w < started; ++w) {
+      pthread_join(workers[w].thread, nullptr);
+      if (int(workers[w].outcome) > int(outcome)) outcome = workers[w].outcome;
+    }
+  }
+  free(workers);
+  return outcome;
+}
+
+}  // namespace host
+
+template <class K>
+int run_host(const Launch& launch, unsigned level, const int* cpus) {
+  return int(host::run(launch, host::Table<K>::operators, host::Table<K>::scratch_bytes(), level, cpus));
+}
+
+template <class K>
+constexpr unsigned scratch_bytes() {
+  return host::Table<K>::scratch_bytes();
+}
+
+}  // namespace mpk
+
+#pragma GCC visibility pop
