@@ -32,14 +32,14 @@ def main(args: argparse.Namespace) -> int:
     print(model)
     kernel = mk.compile(model)
     print(f"\n> {QUESTION}\n")
-    first_token_s: list[float] = []
+    moments: list[float] = []
 
     def show(piece: str) -> None:
-        first_token_s or first_token_s.append(time.perf_counter() - begin)
+        moments.append(time.perf_counter() - begin)
         print(piece, end="", flush=True)
 
     answer = kernel.generate(QUESTION, max_new_tokens=MAX_NEW_TOKENS, profile=2, on_text=show)
-    print(f"\n\nfirst token {first_token_s[0]:.1f} s after the start\n")
+    print(f"\n\nfirst token {moments[0]:.1f} s after the start\n")
     compare(model, answer)
     print()
     keep(args.out, kernel, answer)
