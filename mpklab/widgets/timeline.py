@@ -1,0 +1,375 @@
+"""The timeline: every span of every worker, as a widget, a self-contained page, a picture and text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpklab.errors import ProfileError, suggest
+from mpklab.plots import PALETTE, PHASES, UNKNOWN_PHASE, kind_colours
+from mpklab.widgets import raster
+from mpklab.widgets.page import Column, container
+from mpklab.widgets.view import View
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROLES = ("compute", "loader", "scheduler")
+NEEDED = (
+    "rank", "worker", "sm", "role", "phase", "iteration", "task", "op", "kind", "layer", "event", "begin_ns", "end_ns",
+    "truncated",
+)  # fmt: skip
+MODES = ("kind", "phase", "layer", "operator")
+NO_SPANS = "No spans: nothing was recorded. Run with profile=1 or more, or look at the profile's health line."
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Spans sorted by (source, rank, worker, role, depth, begin); within one row none overlaps the next."""
+
+    meta: dict[str, Any]
+    columns: dict[str, Column]
+    begin: Ints
+    end: Ints
+    row_of: Ints  # per span
+    phase: Ints
+    kind: Ints  # index into meta["kinds"], -1 none
+
+
+def _codes(series: Any) -> tuple[Ints, list[str]]:
+    """Codes and names of a column that may be categorical or plain text; missing values get -1."""
+    import pandas as pd
+
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        return series.cat.codes.to_numpy(np.int64), [str(name) for name in series.cat.categories]
+    codes, names = pd.factorize(series)
+    return codes.astype(np.int64), [str(name) for name in names]
+
+
+def _depths(lane: Ints, begin: Ints, end: Ints) -> Ints:
+    """How many spans of the same lane enclose each one; spans come sorted by lane, begin, longest first."""
+    if not len(begin):
+        return np.zeros(0, np.int64)
+    # An empty span ends half a nanosecond after it begins, so that it does not end before itself.
+    first, last = 2 * begin, np.maximum(2 * end, 2 * begin + 1)
+    stride = int(last.max()) + 2
+    ended = np.sort(lane * stride + last)
+    depth = np.arange(len(begin)) - np.searchsorted(ended, lane * stride + first, side="right")
+    depth = np.maximum(depth, 0)
+    # Spans that cross instead of nesting (a recorder should not write them) are put where there is room, one by one.
+    order = np.lexsort((first, depth, lane))
+    same = (lane[order][1:] == lane[order][:-1]) & (depth[order][1:] == depth[order][:-1])
+    crossing = same & (first[order][1:] < last[order][:-1])
+    for bad in np.unique(lane[order][1:][crossing]):
+        free: list[int] = []
+        for i in np.flatnonzero(lane == bad):
+            level = next((k for k, until in enumerate(free) if until <= first[i]), len(free))
+            free[level:level + 1] = [int(last[i])]
+            depth[i] = level
+    return depth
+
+
+def _one(spans: pd.DataFrame) -> pd.DataFrame:
+    missing = [name for name in NEEDED if name not in spans.columns]
+    if missing:
+        raise ProfileError(
+            f"a timeline needs the columns of mk.spans(profile); missing: {', '.join(missing)}. "
+            "Pass the frame whole, filtered by rows only."
+        )
+    return spans
+
+
+def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object], options: Mapping[str, Any]) -> Lanes:
+    """The columns of timeline.js from one or more frames in the schema of `mk.spans`."""
+    import pandas as pd
+
+    frames = [_one(frame) for frame in sources.values()]
+    several = len(frames) > 1
+    joined = frames[0]
+    if several:
+        joined = pd.concat([frame.astype({"role": str, "phase": str, "op": str, "kind": str}) for frame in frames])
+    source = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+    extra = {name: np.asarray(values) for name, values in classes.items()}
+    for name, values in extra.items():
+        if len(values) != len(joined):
+            raise ProfileError(f"classes[{name!r}] has {len(values)} values, expected one per span: {len(joined)}")
+
+    begin = joined["begin_ns"].to_numpy(np.int64)
+    end = np.maximum(joined["end_ns"].to_numpy(np.int64), begin)
+    origin = int(begin.min()) if len(begin) else 0
+    begin, end = begin - origin, end - origin
+    phase_code, phase_names = _codes(joined["phase"])
+    role_code, role_names = _codes(joined["role"])
+    roles = list(ROLES) + [name for name in role_names if name not in ROLES]
+    to_role = np.array([roles.index(name) for name in role_names] + [0], np.int64)
+    rank = joined["rank"].to_numpy(np.int64)
+    worker = joined["worker"].to_numpy(np.int64)
+    iteration = joined["iteration"].to_numpy(np.int64)
+
+    is_iteration = phase_code == (phase_names.index("iteration") if "iteration" in phase_names else -2)
+    iterations = _iterations(iteration, begin, end, is_iteration)
+    kept = np.flatnonzero(~is_iteration)
+    group_key = source * (int(rank.max()) + 1 if len(rank) else 1) + rank
+    groups, group = np.unique(group_key, return_inverse=True)
+    names = list(sources)
+    ranks = int(rank.max()) + 1 if len(rank) else 1
+    group_names = [
+        " · ".join(part for part in (names[key // ranks] if several else "", f"rank {key % ranks}" if ranks > 1 else "") if part)
+        for key in groups.tolist()
+    ] or [""]
+
+    workers = int(worker.max()) + 1 if len(worker) else 1
+    lane = ((group * workers + worker) * len(roles) + to_role[role_code])[kept]
+    key = lane * (int(end.max()) + 1 if len(end) else 1) + begin[kept]
+    if len(key) and not (key[1:] > key[:-1]).all():
+        order = np.lexsort((-end[kept], key))
+        kept, lane = kept[order], lane[order]
+    depth = _depths(lane, begin[kept], end[kept])
+    if depth.any():
+        order = np.lexsort((begin[kept], depth, lane))
+        kept, lane, depth = kept[order], lane[order], depth[order]
+    n = len(kept)
+    starts = np.flatnonzero(np.r_[True, (lane[1:] != lane[:-1]) | (depth[1:] != depth[:-1])]) if n else np.zeros(0, np.int64)
+    counts = np.diff(np.r_[starts, n])
+    row_of = np.repeat(np.arange(len(starts)), counts)
+    begin, end = begin[kept], end[kept]
+    before = np.r_[0, end[:-1]] if n else begin
+    before[starts] = 0
+
+    task = joined["task"].to_numpy(np.int64)[kept]
+    op_code, op_names = _codes(joined["op"])
+    kind_code, kind_names = _codes(joined["kind"])
+    layer = joined["layer"].to_numpy(np.int64)
+    op_table, op_code = _operators(op_code, op_names, kind_code, kind_names, layer)
+    op, phase = op_code[kept], phase_code[kept]
+    kinds = sorted({entry[1] for entry in op_table})
+    known = [phase_names[code] if code >= 0 else "unknown" for code in range(len(phase_names))]
+    event = joined["event"].to_numpy(np.int64)[kept]
+    carries = np.zeros(len(known) + 1, bool)
+    if n:
+        carries[np.unique(phase[event >= 0])] = True
+    first = kept[starts] if n else starts
+    sm = joined["sm"].to_numpy(np.int64)
+    meta: dict[str, Any] = {
+        "title": options["title"],
+        "end_ns": int(end.max()) if n else 0,
+        "roles": roles,
+        "groups": group_names,
+        "phases": [
+            dict(zip(("name", "colour", "idle", "work"), (name, [*look[:2]], look[2], look[3]), strict=True))
+            for name, look in ((name, PHASES.get(name, UNKNOWN_PHASE)) for name in known)
+        ],
+        "ops": [{"name": name, "kind": kinds.index(kind), "layer": level} for name, kind, level in op_table],
+        "kinds": [{"name": kind, "colour": colour} for kind, colour in zip(kinds, kind_colours(kinds), strict=True)],
+        "event_phases": carries.astype(int).tolist(),
+        "iterations": iterations,
+        "bounds": [{"name": str(name), "at": float(at)} for name, at in options["bounds"].items()],
+        "palette": PALETTE,
+        "color": options["color"],
+        "height": options["height"],
+        "modes": [],
+        "empty": options["empty"],
+    }
+    columns = {
+        "row_group": Column(group[first], delta=True),
+        "row_worker": Column(worker[first], delta=True),
+        "row_role": Column(to_role[role_code][first]),
+        "row_sm": Column(sm[first]),
+        "row_depth": Column(depth[starts] if n else starts),
+        "row_count": Column(counts),
+        "gap": Column(begin - before),
+        "dur": Column(end - begin),
+        "phase": Column(phase),
+        "task": Column(task, delta=True),
+        "iteration": Column(iteration[kept], delta=True),
+        "event": Column(event[carries[phase]] + 1, delta=True),
+        "truncated": Column(np.flatnonzero(joined["truncated"].to_numpy(bool)[kept]), delta=True),
+    }
+    errors = options["error_ns"]
+    if isinstance(errors, Mapping):
+        columns["row_error"] = Column(np.array([float(errors.get(w, 0.0)) for w in worker[first].tolist()], np.float32))
+    elif errors is not None:
+        meta["error_ns"] = float(errors)
+    table = _operator_of_task(task, op)
+    columns |= {"span_op": Column(op, delta=True)} if table is None else {"task_op": Column(table, delta=True)}
+    for number, (name, values) in enumerate(extra.items()):
+        codes, labels = _codes(pd.Series(values))
+        if len(labels) > 200:
+            raise ProfileError(f"classes[{name!r}] has {len(labels)} different values; a timeline colours at most 200")
+        column = f"class{number}"
+        columns[column] = Column(codes[kept] + 1)
+        meta["modes"].append({"name": name, "column": column, "labels": [str(label) for label in labels]})
+    of_kind = np.array([kinds.index(entry[1]) for entry in op_table] + [-1], np.int64)[op]
+    return Lanes(meta, columns, begin, end, row_of, phase, of_kind)
+
+
+def _operators(
+    op: Ints, op_names: list[str], kind: Ints, kind_names: list[str], layer: Ints
+) -> tuple[list[tuple[str, str, int]], Ints]:
+    """Distinct operators with their kind and layer, unused names left out, and the codes into that list."""
+    used, where = np.unique(op, return_index=True)
+    to = np.full(len(op_names) + 1, -1, np.int64)
+    table: list[tuple[str, str, int]] = []
+    for code, at in zip(used.tolist(), where.tolist(), strict=True):
+        if code < 0 or op_names[code] == "":
+            continue
+        to[code] = len(table)
+        kind_name = kind_names[kind[at]] if kind[at] >= 0 else "unknown"
+        table.append((op_names[code], kind_name, int(layer[at])))
+    return table, to[op]
+
+
+def _operator_of_task(task: Ints, op: Ints) -> Ints | None:
+    """The operator of each task id, if one table says it all; None when a span's operator is not its task's."""
+    if not len(task):
+        return np.zeros(0, np.int64)
+    most = int(task.max())
+    if most > 4 * len(task) + 1000:
+        return None
+    table = np.full(most + 2, -1, np.int64)  # the last entry answers for task -1
+    table[task] = op
+    table[-1] = -1
+    return table[:-1] if bool((table[task] == op).all()) else None
+
+
+def _iterations(iteration: Ints, begin: Ints, end: Ints, marks: NDArray[np.bool_]) -> list[dict[str, int]]:
+    """Earliest begin and latest end of each iteration, from its own records where there are any."""
+    chosen = marks & (iteration >= 0)
+    if not chosen.any():
+        chosen = iteration >= 0
+    numbers, index = np.unique(iteration[chosen], return_inverse=True)
+    low = np.full(len(numbers), np.iinfo(np.int64).max)
+    high = np.zeros(len(numbers), np.int64)
+    np.minimum.at(low, index, begin[chosen])
+    np.maximum.at(high, index, end[chosen])
+    return [{"index": i, "begin": b, "end": e} for i, b, e in zip(numbers.tolist(), low.tolist(), high.tolist(), strict=True)]
+
+
+class Timeline(View):
+    """Spans as a picture. Shows itself as a cell's last line; `to_html`, `to_png` and `save` keep it."""
+
+    module = "timeline.js"
+    mount = "mountTimeline"
+
+    def __init__(self, lanes: Lanes, spans: pd.DataFrame, title: str):
+        task = lanes.columns["task"].values
+        super().__init__(title, int(task.max()) + 1 if len(task) else 0)
+        self.lanes = lanes
+        self.spans = spans
+
+    def data(self, level: int = 9) -> bytes:
+        """What timeline.js draws, packed."""
+        return container(self.lanes.meta, self.lanes.columns, level)
+
+    def rows(self, tasks: list[int]) -> pd.DataFrame:
+        """The spans of these tasks."""
+        return self.spans[self.spans["task"].isin(tasks)]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The spans as they were given."""
+        return self.spans
+
+    def text(self) -> str:
+        """What the picture says, in words."""
+        lanes, n = self.lanes, len(self.lanes.begin)
+        if not n:
+            return f"{self.title}: {lanes.meta['empty']}"
+        rows = len({(int(g), int(w)) for g, w in zip(lanes.columns["row_group"].values, lanes.columns["row_worker"].values, strict=True)})
+        phases = lanes.meta["phases"]
+        took = np.bincount(lanes.phase, weights=(lanes.end - lanes.begin).astype(float), minlength=len(phases))
+        busiest = sorted(((took[k], phase["name"]) for k, phase in enumerate(phases) if took[k] > 0), reverse=True)[:4]
+        whole = rows * max(1, lanes.meta["end_ns"])
+        shares = ", ".join(f"{name} {100 * t / whole:.1f} %" for t, name in busiest)
+        count = len(lanes.meta["iterations"])
+        several = f", {count} iterations" if count > 1 else ""
+        cut = len(lanes.columns["truncated"].values)
+        lost = f"; {cut} spans cut short" if cut else ""
+        return f"{self.title}: {n:,} spans of {rows} workers over {lanes.meta['end_ns'] / 1e3:,.1f} µs{several}; {shares}{lost}"
+
+    def picture(self, width: int = 900) -> raster.Picture:
+        """The whole range as pixels: the colour of what fills most of each one."""
+        return _picture(self, width)
+
+
+def _picture(timeline: Timeline, width: int) -> raster.Picture:
+    lanes = timeline.lanes
+    meta = lanes.meta
+    n_rows = len(lanes.columns["row_count"].values)
+    if not n_rows:
+        return raster.message(meta["empty"], width)
+    role = lanes.columns["row_role"].values
+    depth = lanes.columns["row_depth"].values
+    shown = np.flatnonzero((role == 0) & (depth == 0))
+    if not len(shown):
+        shown = np.flatnonzero(depth == 0)
+    step = max(1, -(-len(shown) // 300))
+    shown = shown[::step]
+    place = np.full(n_rows, -1, np.int64)
+    place[shown] = np.arange(len(shown))
+    phases = meta["phases"]
+    kinds = meta["kinds"]
+    work = np.array([p["work"] for p in phases] + [False])
+    use = work[lanes.phase] & (lanes.kind >= 0)
+    classes = np.where(use, lanes.kind, len(kinds) + lanes.phase)
+    left = 58
+    kept = place[lanes.row_of] >= 0
+    scale = (width - left - 8) / max(1, meta["end_ns"])
+    cells = raster.coverage(
+        place[lanes.row_of][kept], classes[kept], lanes.begin[kept] * scale, lanes.end[kept] * scale,
+        (len(shown), len(kinds) + len(phases), width - left - 8),
+    )  # fmt: skip
+    light = PALETTE["light"]
+    colours = [raster.rgb(light[k["colour"] % len(light)]) for k in kinds] + [raster.rgb(p["colour"][0]) for p in phases]
+    present = np.unique(classes[kept]).tolist()
+    names = [k["name"] for k in kinds] + [p["name"] for p in phases]
+    high = int(max(2, min(16, 360 // max(1, len(shown)))))
+    picture = raster.Picture(width, 26 + high * len(shown) + 24 + 14 * (1 + len(present) // 6))
+    picture.text(4, 8, raster.shorten(timeline.title, 60))
+    picture.paste(left, 24, raster.blend(cells, colours), high)
+    workers = lanes.columns["row_worker"].values[shown]
+    every = max(1, -(-12 // high))
+    for k in range(0, len(shown), every):
+        picture.text(4, 24 + k * high + max(0, high // 2 - 3), f"w{int(workers[k])}")
+    bottom = 26 + high * len(shown) + 4
+    for part in range(5):
+        label = f"{part / 4 * meta['end_ns'] / 1e3:.1f} us"
+        x = left + part * (width - left - 8) // 4
+        picture.text(min(x, width - 6 * len(label) - 4) if part else x, bottom, label)
+    for k, c in enumerate(present):
+        picture.swatch(left + (k % 6) * 136, bottom + 16 + 14 * (k // 6), colours[c], raster.shorten(names[c], 18))
+    return picture
+
+
+def timeline(
+    spans: pd.DataFrame,
+    other: pd.DataFrame | None = None,
+    *,
+    title: str = "timeline",
+    color: str = "kind",
+    names: Sequence[str] = ("this", "other"),
+    bounds: Mapping[str, float] | None = None,
+    error_ns: float | Mapping[int, float] | None = None,
+    classes: Mapping[str, object] | None = None,
+    height: int | None = None,
+    empty: str = NO_SPANS,
+) -> Timeline:
+    """A picture of `mk.spans(profile)`: one row per worker, lanes inside; `other` is a second run on the same clock.
+
+    `bounds` are vertical lines, nanoseconds from the earliest span; `error_ns` is the clock's error, one number or one
+    per worker; `classes` adds ways to colour: a name and one value per span (at most 200 different ones).
+    """
+    extra = dict(classes or {})
+    known = [*MODES, *extra]
+    if color not in known:
+        raise ProfileError(f"color={color!r} is no way to colour a timeline: {suggest(color, known)}")
+    sources = {str(names[0]): spans} if other is None else {str(names[0]): spans, str(names[1]): other}
+    options = {
+        "title": str(title), "color": color, "bounds": dict(bounds or {}), "error_ns": error_ns, "height": height, "empty": empty,
+    }  # fmt: skip
+    return Timeline(read_lanes(sources, extra, options), spans, str(title))
+

@@ -1,0 +1,79 @@
+"""Made-up spans and task graphs in the shapes that frames and lowering give, for tests of plots and views."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+PHASES = ["iteration", "execute", "wait", "gather", "fetch", "signal", "step", "load", "ring", "load_wait", "operand", "push", "pop"]
+LAYER_OPS = [
+    ("qkv_proj", "linear", 9000), ("attention", "attention", 5000), ("attention_merge", "attention_merge", 1200),
+    ("o_proj", "linear", 5000), ("gate_up_proj", "linear", 14000), ("down_proj", "linear", 8000),
+]  # fmt: skip
+
+
+def operators(layers: int) -> list[tuple[str, str, int]]:
+    """Name, kind and layer of each operator of a made-up decoder."""
+    table = [("embedding", "embedding", -1)]
+    for layer in range(layers):
+        table += [(f"layer{layer}.{name}", kind, layer) for name, kind, _ in LAYER_OPS]
+    return [*table, ("lm_head", "linear", -1), ("argmax", "argmax_reduce", -1)]
+
+
+def make_spans(n_tasks: int = 2000, workers: int = 16, iterations: int = 2, level: int = 2, seed: int = 0, rank: int = 0) -> pd.DataFrame:
+    """About `n_tasks` tasks over all iterations; five spans a task at level 2, one at level 1, a loader lane at level 3."""
+    rng = np.random.default_rng(seed)
+    per_iteration = max(1, n_tasks // iterations)
+    layers = max(1, (per_iteration // workers - 3) // len(LAYER_OPS))
+    ops = operators(layers)
+    n_ops = len(ops)
+    base = np.array([2000, *([t for _, _, t in LAYER_OPS] * layers), 20000, 1500][:n_ops], float)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("worker", "role", "phase", "iteration", "task", "op", "event", "begin", "end")}
+
+    def put(worker, role, phase, iteration, task, op, event, begin, end):
+        size = begin.size
+        for name, value in zip(columns, (worker, role, phase, iteration, task, op, event, begin, end), strict=True):
+            columns[name].append(np.broadcast_to(np.asarray(value), size).ravel() if np.ndim(value) == 0 else np.asarray(value).ravel())
+
+    at = rng.integers(0, 300, workers).astype(float)
+    ids = np.arange(workers)
+    for iteration in range(iterations):
+        start = at.copy()
+        for op in range(n_ops):
+            task = op * workers + ids
+            if level >= 2:
+                fetch = at + rng.gamma(3, 40, workers)
+                ready = np.maximum(fetch + rng.gamma(2, 300, workers), at.mean())
+                gather = ready + rng.gamma(3, 120, workers)
+            else:
+                fetch = ready = gather = at
+            done = gather + base[op] * rng.gamma(60, 1 / 60, workers)
+            signal = done + (rng.gamma(3, 60, workers) if level >= 2 else 0)
+            if level >= 2:
+                put(ids, 0, PHASES.index("fetch"), iteration, task, op, -1, at, fetch)
+                put(ids, 0, PHASES.index("wait"), iteration, task, op, op, fetch, ready)
+                put(ids, 0, PHASES.index("gather"), iteration, task, op, -1, ready, gather)
+                put(ids, 0, PHASES.index("signal"), iteration, task, op, -1, done, signal)
+            if level >= 3:
+                put(ids, 1, PHASES.index("load"), iteration, task, op, -1, at, at + 0.5 * (done - at))
+                put(ids, 1, PHASES.index("ring"), iteration, task, op, -1, at + 0.5 * (done - at), done)
+                put(ids, 0, PHASES.index("operand"), iteration, task, op, -1, gather + 0.1 * (done - gather), gather + 0.3 * (done - gather))
+            put(ids, 0, PHASES.index("execute"), iteration, task, op, -1, gather, done)
+            at = signal
+        put(ids, 0, PHASES.index("iteration"), iteration, -1, -1, -1, start, at)
+        at = np.full(workers, at.max()) + rng.integers(0, 400, workers)
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    op = joined["op"].astype(int)
+    names, kinds, layer = zip(*ops, strict=True)
+    begin, end = joined["begin"].astype(np.int64), joined["end"].astype(np.int64)
+    kind_names = sorted(set(kinds))
+    kind_codes = np.array([kind_names.index(kind) for kind in kinds] + [-1])
+    return pd.DataFrame({
+        "rank": np.full(len(op), rank, np.uint16), "worker": joined["worker"].astype(np.uint16), "sm": joined["worker"].astype(np.int32),
+        "role": pd.Categorical.from_codes(joined["role"].astype(int), ["compute", "loader", "scheduler"]),
+        "phase": pd.Categorical.from_codes(joined["phase"].astype(int), PHASES),
+        "iteration": joined["iteration"].astype(np.int32), "task": joined["task"].astype(np.int32),
+        "op": pd.Categorical.from_codes(op, list(names)), "kind": pd.Categorical.from_codes(kind_codes[op], kind_names),
+        "layer": np.array([*layer, -1], np.int16)[op], "event": joined["event"].astype(np.int32),
+        "begin_ns": begin, "end_ns": end, "dur_ns": end - begin, "truncated": np.zeros(len(op), bool),
+    })  # fmt: skip
