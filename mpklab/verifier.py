@@ -1,0 +1,258 @@
+"""Proves, before anything is compiled, that a schedule neither races nor hangs.
+
+A static schedule is executed once on vector clocks for two iterations: a task's clock says, for each worker, how many
+entries of its queue surely ended before the task starts (Mattern 1989, Fidge 1988). Then every edge that the boxes
+imply is looked up in the clocks. The boxes, not the events, say what must be ordered, so a wrong event cannot hide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from mpklab.abi import Handoff
+from mpklab.errors import ScheduleError
+from mpklab.schedule import Schedule
+from mpklab.tasks import EdgeSet, TaskGraph
+
+IntArray = npt.NDArray[np.int64]
+EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault, for drawing: two tasks, what lies between them, and why it is one (race, hang, count, step)."""
+
+    kind: str
+    consumer: int
+    producer: int = -1
+    tensor: str = ""
+    lag: int = 0
+    event: int = -1
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """`start[epoch, task, worker]`: entries of each worker's queue (counted over epochs) ended before the task starts."""
+
+    start: npt.NDArray[np.int32]
+    done: IntArray  # [epoch, task]: the count that stands for the task itself having ended
+
+
+def verify(schedule: Schedule) -> Schedule:
+    """The schedule, marked verified; or ScheduleError naming the two tasks, the tensor and the missing path."""
+    if schedule.verified:
+        return schedule
+    _check_counts(schedule)
+    clocks = vector_clocks(schedule)
+    step = schedule.tasks.step_task
+    if step >= 0:
+        _check_step(schedule, clocks, step)
+    else:
+        _check_aliasing(schedule, clocks)
+    for edges in schedule.tasks.edges:
+        if edges.lag == 1 and step >= 0:
+            continue  # everything of an iteration ends before the step, everything of the next starts after it
+        _check_edges(schedule, clocks, edges)
+    return replace(schedule, verified=True)
+
+
+def _check_counts(schedule: Schedule) -> None:
+    tasks = schedule.tasks
+    given = np.bincount(tasks.signal_event, minlength=len(tasks.need))
+    wrong = np.flatnonzero(given != tasks.need)
+    if len(wrong):
+        event = int(wrong[0])
+        producer = tasks.operators[int(tasks.event_producer[event])].name
+        raise ScheduleError(
+            f"event {event} (of {producer}) needs {tasks.need[event]} signals an iteration but gets {given[event]}; "
+            "need must equal the signals, or counts of different iterations mix",
+            Finding("count", -1, event=event),
+        )
+
+
+def vector_clocks(schedule: Schedule) -> Clocks:
+    """Execute the queues for two iterations, waits and all; ScheduleError when no worker can go on."""
+    tasks, workers = schedule.tasks, schedule.workers
+    queues = [q.tolist() for q in schedule.queues]
+    lengths = np.array([len(q) for q in queues], np.int64)
+    n, n_events, step = len(tasks), len(tasks.need), tasks.step_task
+    start = np.zeros((EPOCHS, n, workers), np.int32)
+    done = np.zeros((EPOCHS, n), np.int64)
+    for epoch in range(EPOCHS):
+        done[epoch] = epoch * lengths[schedule.worker] + schedule.position + 1
+    event_clock = np.zeros((EPOCHS, n_events, workers), np.int32)
+    count = np.zeros((EPOCHS, n_events), np.int64)
+    sleeping: dict[tuple[int, int], list[int]] = {}
+    known = np.zeros((workers, workers), np.int32)
+    next_entry = [(0, 0, 0)] * workers  # epoch, position, wait
+    step_clock: list[npt.NDArray[np.int32] | None] = [np.zeros(workers, np.int32), *[None] * EPOCHS]
+    wait_first, wait_event, wait_lag = tasks.wait_first.tolist(), tasks.wait_event.tolist(), tasks.wait_lag.tolist()
+    signal_first, signal_event = tasks.signal_first.tolist(), tasks.signal_event.tolist()
+    handoff = schedule.handoff.tolist()
+    need = tasks.need.tolist()
+    awake = [w for w in range(workers) if queues[w]]
+    while awake:
+        w = awake.pop()
+        epoch, position, wait = next_entry[w]
+        mine, queue = known[w], queues[w]
+        while epoch < EPOCHS:
+            if position == 0 and wait == 0 and step >= 0:
+                opened = step_clock[epoch]
+                if opened is None:
+                    sleeping.setdefault((epoch, -1), []).append(w)
+                    break
+                np.maximum(mine, opened, out=mine)
+            task = queue[position]
+            begin, end = wait_first[task], wait_first[task + 1]
+            blocked = False
+            while begin + wait < end:
+                i = begin + wait
+                event, from_epoch = wait_event[i], epoch - wait_lag[i]
+                if from_epoch >= 0 and handoff[i] != Handoff.worker:
+                    if count[from_epoch, event] < need[event]:
+                        sleeping.setdefault((from_epoch, event), []).append(w)
+                        blocked = True
+                        break
+                    np.maximum(mine, event_clock[from_epoch, event], out=mine)
+                wait += 1
+            if blocked:
+                break
+            start[epoch, task] = mine
+            ended = epoch * len(queue) + position + 1
+            mine[w] = ended
+            for event in signal_event[signal_first[task] : signal_first[task + 1]]:
+                clock = event_clock[epoch, event]
+                np.maximum(clock, mine, out=clock)
+                count[epoch, event] += 1
+                if count[epoch, event] == need[event]:
+                    awake += sleeping.pop((epoch, event), [])
+            if task == step:
+                step_clock[epoch + 1] = mine.copy()
+                awake += sleeping.pop((epoch + 1, -1), [])
+            wait = 0
+            position += 1
+            if position == len(queue):
+                epoch, position = epoch + 1, 0
+        next_entry[w] = (epoch, position, wait)
+    stuck = [w for w in range(workers) if queues[w] and next_entry[w][0] < EPOCHS]
+    if stuck:
+        raise _hang(schedule, stuck, next_entry, count)
+    return Clocks(start, done)
+
+
+def _hang(schedule: Schedule, stuck: list[int], at: list[tuple[int, int, int]], count: IntArray) -> ScheduleError:
+    tasks = schedule.tasks
+    lines = []
+    finding = None
+    for w in stuck[:4]:
+        epoch, position, wait = at[w]
+        task = int(schedule.queues[w][position])
+        i = int(tasks.wait_first[task]) + wait
+        if i >= tasks.wait_first[task + 1]:
+            lines.append(f"worker {w} waits for the step of iteration {epoch} before {tasks.task_name(task)}")
+            finding = finding or Finding("hang", task)
+            continue
+        event, from_epoch = int(tasks.wait_event[i]), epoch - int(tasks.wait_lag[i])
+        producer = int(tasks.event_producer[event])
+        tiles = range(int(tasks.event_begin[event]), int(tasks.event_end[event]))
+        missing = [int(tasks.first[producer]) + t for t in tiles]
+        late = [p for p in missing if (from_epoch, schedule.position[p]) >= at[schedule.worker[p]][:2]]
+        first = late[0] if late else missing[0]
+        lines.append(
+            f"worker {w} at {tasks.task_name(task)} (position {position}) waits for event {event} of "
+            f"{tasks.operators[producer].name}, {count[from_epoch, event]} of {tasks.need[event]} signals; "
+            f"{tasks.task_name(first)} stands on worker {schedule.worker[first]} at position {schedule.position[first]}"
+        )
+        finding = finding or Finding("hang", task, first, event=event)
+    more = f" and {len(stuck) - 4} more workers" if len(stuck) > 4 else ""
+    return ScheduleError("the schedule would hang: " + "; ".join(lines) + more, finding)
+
+
+def _check_step(schedule: Schedule, clocks: Clocks, step: int) -> None:
+    """Every task of an iteration must end before the next StepControl is published."""
+    before = clocks.start[0, step][schedule.worker] >= clocks.done[0]
+    before[step] = True
+    late = np.flatnonzero(~before)
+    if len(late):
+        task = int(late[0])
+        raise ScheduleError(
+            f"{schedule.tasks.task_name(step)} publishes the next step, but {schedule.tasks.task_name(task)} on worker "
+            f"{schedule.worker[task]} may still be running: no path of events leads from it to the step",
+            Finding("step", step, task),
+        )
+
+
+def _check_aliasing(schedule: Schedule, clocks: Clocks) -> None:
+    """A signal of the next iteration must come after every signal of this one, or the counter cannot tell them apart."""
+    tasks = schedule.tasks
+    signaller = np.repeat(np.arange(len(tasks)), np.diff(tasks.signal_first))
+    required = np.zeros((len(tasks.need), schedule.workers), np.int64)
+    np.maximum.at(required, (tasks.signal_event, schedule.worker[signaller]), clocks.done[0, signaller])
+    start = clocks.start[1, signaller].astype(np.int64)
+    own = np.arange(schedule.workers) == schedule.worker[signaller][:, None]
+    late = (start < required[tasks.signal_event]) & ~own
+    if late.any():
+        row, w = (int(x[0]) for x in np.nonzero(late))
+        event, task = int(tasks.signal_event[row]), int(signaller[row])
+        rivals = signaller[(tasks.signal_event == event) & (schedule.worker[signaller] == w)]
+        raise ScheduleError(
+            f"event {event}: {tasks.task_name(task)} may signal for the next iteration before "
+            f"{tasks.task_name(int(rivals[-1]))} on worker {w} has signalled for this one, so the count would be wrong",
+            Finding("count", task, int(rivals[-1]), lag=1, event=event),
+        )
+
+
+def _check_edges(schedule: Schedule, clocks: Clocks, edges: EdgeSet) -> None:
+    tasks = schedule.tasks
+    p0, c0 = int(tasks.first[edges.producer]), int(tasks.first[edges.consumer])
+    epoch = edges.lag
+    lengths = edges.end - edges.begin
+    ranges = np.stack([edges.begin, edges.end], 1)
+    if lengths.sum() <= 4 * len(lengths) + 1024:
+        tile = np.repeat(np.arange(len(lengths)), lengths)
+        ahead = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        producer = p0 + edges.begin[tile] + ahead
+        late = clocks.start[epoch, c0 + tile, schedule.worker[producer]] < clocks.done[0, producer]
+        if edges.lag == 1 and edges.producer == edges.consumer:
+            late &= producer != c0 + tile  # a task follows itself on its own worker
+        if late.any():
+            i = int(late.argmax())
+            raise _race(tasks, schedule, edges, int(producer[i]), int(c0 + tile[i]))
+        return
+    for begin, end in np.unique(ranges[lengths > 0], axis=0):
+        producers = np.arange(p0 + begin, p0 + end)
+        required = np.zeros(schedule.workers, np.int64)
+        np.maximum.at(required, schedule.worker[producers], clocks.done[0, producers])
+        consumers = c0 + np.flatnonzero((ranges[:, 0] == begin) & (ranges[:, 1] == end))
+        late = clocks.start[epoch, consumers] < required
+        if late.any():
+            c, w = (int(x[0]) for x in np.nonzero(late))
+            at = producers[schedule.worker[producers] == w]
+            missed = at[clocks.done[0, at] > clocks.start[epoch, consumers[c], w]]
+            raise _race(tasks, schedule, edges, int(missed[0]), int(consumers[c]))
+
+
+_WHY = {
+    "raw": "reads {tensor} as {producer} writes it",
+    "war": "overwrites {tensor}, which {producer} reads",
+    "waw": "overwrites {tensor}, which {producer} writes too",
+}
+
+
+def _race(tasks: TaskGraph, schedule: Schedule, edges: EdgeSet, producer: int, consumer: int) -> ScheduleError:
+    why = _WHY[edges.kind].format(tensor=edges.tensor, producer=tasks.task_name(producer))
+    when = "of the iteration before" if edges.lag else "of the same iteration"
+    return ScheduleError(
+        f"race: {tasks.task_name(consumer)} (worker {schedule.worker[consumer]}, position {schedule.position[consumer]}) {why} "
+        f"({edges.kind}, {when}, worker {schedule.worker[producer]}, position {schedule.position[producer]}; operand "
+        f"{edges.operand!r}, tiles {_words(tasks, producer)} and {_words(tasks, consumer)}), but no path of events and "
+        "queue order leads from one to the other",
+        Finding("race", consumer, producer, edges.tensor, edges.lag),
+    )
+
+
+def _words(tasks: TaskGraph, task: int) -> list[int]:
+    return [int(x) for x in tasks.words[task]]
