@@ -610,3 +610,11 @@ def test_text_needs_its_packages_only_when_used(smollm2: models.Model, monkeypat
     ):
         with pytest.raises(MpkError, match=f"pip install {package}"):
             call()
+
+
+@pytest.mark.parametrize("choices", [{}, {"qk_norm": True, "tied": False}], ids=["llama", "qwen3"])
+def test_the_decode_graph_asks_for_these_weights(choices: dict[str, Any]) -> None:
+    config = models.named("tiny", **choices)
+    tensors = models.decode_graph(config).tensors
+    asked = {name: tensor.shape for name, tensor in tensors.items() if tensor.role == "weight" and name != "rope"}
+    assert asked == {name: slot.shape for name, slot in layout(config)[0].items()}
