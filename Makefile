@@ -46,7 +46,7 @@ types: setup ## check types with mypy
 
 nvcc: ## compile every device header with nvcc (ARCHS='80 86 89 90a 100a 120' for all)
 	@mkdir -p build
-	$(NVCC) -std=c++17 -O1 -Icsrc/include -Xcompiler -Wall --threads 2 -c csrc/all.cu -o build/all.o \
+	$(NVCC) -std=c++20 -O1 -Icsrc/include -Xcompiler -Wall --threads 2 -c csrc/all.cu -o build/all.o \
 		$(foreach arch,$(ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
 
 wheel: setup ## build sdist and wheel, install the wheel in an empty place, compile and run a graph there
