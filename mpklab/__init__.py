@@ -1,0 +1,43 @@
+"""mpklab: build, run and look inside GPU megakernels. `import mpklab as mk`.
+
+Names are loaded when first used: importing this package loads no other library and touches no device.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "abi": "", "errors": "", "models": "", "passes": "", "plots": "", "reference": "", "frames": "", "analysis": "",
+    "Dim": "dims",
+    "Graph": "graph", "GraphBuilder": "graph", "Operator": "graph", "Tensor": "graph",
+    "Machine": "machine",
+    "EdgeSet": "tasks", "Plan": "tasks", "TaskGraph": "tasks", "lower": "tasks", "choose_plan": "tasks",
+    "POLICIES": "schedule", "Schedule": "schedule", "assign": "schedule",
+    "verify": "verifier",
+    "emit": "codegen", "pack": "codegen",
+    "Profile": "profile", "Window": "profile",
+    "Generation": "run", "Kernel": "run", "Result": "run", "Session": "run", "build": "run",
+    "compile": "pipeline",
+    "MpkError": "errors", "BuildError": "errors", "DeadlockError": "errors", "EnvError": "errors", "GraphError": "errors",
+    "LowerError": "errors", "ModelError": "errors", "ProfileError": "errors", "RunError": "errors", "ScheduleError": "errors",
+}  # fmt: skip
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mpklab' has no attribute {name!r}")
+    home = _HOME[name]
+    module = import_module(f"mpklab.{home or name}")
+    value = getattr(module, name) if home else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

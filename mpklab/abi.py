@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mpklab import env
+
 VERSION = 1
 LANE_MAGIC = 0x4B504D4C  # "LMPK"
 EVENT_STRIDE = 16  # counters lie 64 bytes apart: one cache line, two L2 sectors
@@ -334,20 +336,10 @@ def header() -> str:
 
 def header_path() -> Path:
     """Where abi.h lies: beside the checkout, or inside the installed package."""
-    return include_folder() / "mpklab" / "abi.h"
-
-
-def include_folder() -> Path:
-    """The folder to give a compiler as -I; holds mpklab/abi.h and every other header."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "csrc", package.parent / "csrc"):
-        if (folder / "include" / "mpklab").is_dir():
-            return folder / "include"
-    return package.parent / "csrc" / "include"
+    return env.csrc_folder() / "include" / "mpklab" / "abi.h"
 
 
 if __name__ == "__main__":
     path = header_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(header())
     print(path)

@@ -426,7 +426,9 @@ def _prune(deps: list[_Dependence], counts: IntArray, step: int) -> list[_Depend
             complete[c] |= complete[p]
         if ((d.begin == 0) & (d.end == counts[p])).all():
             complete[c] |= (1 << p) | cover[p]
-        if _covers(d.begin, d.end, int(counts[p])):
+        same = [k for k in kept if (k.producer, k.consumer, k.lag) == (p, c, d.lag)]
+        begin, end = (np.concatenate([getattr(k, side) for k in same]) for side in ("begin", "end"))
+        if _covers(begin, end, int(counts[p])):
             cover[c] |= (1 << p) | cover[p]
         cover[c] |= complete[c]
 

@@ -1,0 +1,177 @@
+"""Compiles an entry file into a cache of folders: keyed by content, published by rename, never half made."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpklab import device, env
+from mpklab.codegen import Source
+from mpklab.errors import BuildError, EnvError
+
+CXX_FLAGS = (
+    "-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", "-fno-math-errno",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A compiled kernel in its cache folder. `seconds` is what this process waited for it."""
+
+    folder: Path
+    file: Path
+    backend: str
+    compiler: str
+    seconds: float
+    cached: bool
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "build.log").read_text()
+
+
+def compile_source(source: Source, compiler: str | None = None, arch: str | None = None) -> Library:
+    """The library for a source: from the cache, or built now. Safe when several processes build the same thing.
+
+    `compiler`: for the CPU a command (default env.cxx_command()), for CUDA "nvrtc" (default) or "nvcc".
+    """
+    begin = time.perf_counter()
+    if source.backend == "cpu":
+        command = [compiler] if compiler else env.cxx_command()
+        identity = f"{_compiler_version(command[0])} {' '.join(command[1:])} {' '.join(CXX_FLAGS)} {_cpu_features()}"
+        name = "kernel.so"
+    else:
+        command = [compiler or "nvrtc"]
+        arch = arch or device.architecture()
+        identity = f"{device.compiler_version(command[0])} {arch} {' '.join(device.compile_options(command[0], arch))}"
+        name = "kernel.cubin"
+    key = hashlib.sha256(f"{identity}\n{source.text}\n{_headers_hash()}".encode()).hexdigest()[:32]
+    root = env.private_folder(env.cache_folder() / "kernels")
+    folder = root / key
+    cached = (folder / "meta.json").exists()
+    if cached:
+        _check_owner(folder)
+        with contextlib.suppress(OSError):
+            os.utime(folder)
+    else:
+        _publish(source, command, arch, folder, name, identity)
+        _trim(root, keep=folder)
+    return Library(folder, folder / name, source.backend, command[0], time.perf_counter() - begin, cached)
+
+
+def _publish(source: Source, command: list[str], arch: str | None, folder: Path, name: str, identity: str) -> None:
+    """Build in a private folder beside the final one, then rename. A failed build is kept for reading."""
+    work = folder.parent / f".build-{os.getpid()}-{secrets.token_hex(4)}"
+    begin = time.perf_counter()
+    try:
+        work.mkdir(mode=0o700)
+        entry = work / ("kernel.cpp" if source.backend == "cpu" else "kernel.cu")
+        entry.write_text(source.text)
+        if source.backend == "cpu":
+            line = [*command, *CXX_FLAGS, f"-I{env.csrc_folder() / 'include'}", str(entry), "-o", str(work / name)]
+            log = _run_compiler(line, work)
+        else:
+            binary, log = device.compile_cubin(source.text, str(arch), compiler=command[0], folder=work)
+            (work / name).write_bytes(binary)
+        (work / "build.log").write_text(log)
+        meta = {"compiler": identity, "seconds": time.perf_counter() - begin, "source": source.hash}
+        (work / "meta.json").write_text(json.dumps(meta, indent=1))
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise EnvError(f"cannot write to the cache folder {folder.parent} ({error.strerror}); MPKLAB_CACHE names another") from error
+    except BaseException as error:
+        if not isinstance(error, BuildError):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    try:
+        work.rename(folder)
+    except OSError:
+        shutil.rmtree(work, ignore_errors=True)  # somebody else was first; theirs is as good
+        if not (folder / "meta.json").exists():
+            raise EnvError(f"the cache folder {folder} is damaged: remove it, or run mpklab cache clear") from None
+
+
+def _run_compiler(line: list[str], work: Path) -> str:
+    done = subprocess.run(line, capture_output=True, text=True, cwd=work)
+    log = " ".join(line) + "\n" + done.stdout + done.stderr
+    if done.returncode:
+        (work / "build.log").write_text(log)
+        raise BuildError(
+            f"the compiler failed ({done.returncode}):\n{first_error(log)}\nthe command and its whole log are in {work}/build.log",
+            " ".join(line),
+            log,
+            str(work),
+        )
+    return log
+
+
+def first_error(log: str) -> str:
+    """The first error line of a compiler's log with the source lines around it."""
+    lines = log.splitlines()
+    at = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line)), max(0, len(lines) - 8))
+    return "\n".join(lines[max(0, at - 3) : at + 6])
+
+
+@functools.cache
+def _compiler_version(command: str) -> str:
+    try:
+        return subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise EnvError(f"the compiler {command!r} cannot be run ({error}); MPKLAB_CXX names another") from error
+
+
+@functools.cache
+def _cpu_features() -> str:
+    """What -march=native resolves to: a cache shared between machines must not mix them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.machine() + platform.processor()
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.M)
+    model = re.search(r"^(?:model name|CPU part)\s*:\s*(.*)$", text, re.M)
+    return hashlib.sha256(f"{platform.machine()} {model and model[1]} {flags and flags[1]}".encode()).hexdigest()[:16]
+
+
+def _headers_hash() -> str:
+    digest = hashlib.sha256()
+    folder = env.csrc_folder() / "include"
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".h", ".hpp", ".cuh"):
+            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _check_owner(folder: Path) -> None:
+    if folder.stat().st_uid != os.getuid():
+        raise EnvError(f"{folder} belongs to another user and is not loaded: remove it, or set MPKLAB_CACHE")
+
+
+def _trim(root: Path, keep: Path) -> None:
+    """Drop the kernels used longest ago when the cache outgrows its limit, and builds abandoned for an hour."""
+    entries = []
+    for folder in root.iterdir():
+        with contextlib.suppress(OSError):
+            age = time.time() - folder.stat().st_mtime
+            if folder.name.startswith(".build-") and age > 3600:
+                shutil.rmtree(folder, ignore_errors=True)
+            elif not folder.name.startswith("."):
+                entries.append((folder.stat().st_mtime, sum(f.stat().st_size for f in folder.iterdir()), folder))
+    total = sum(size for _, size, _ in entries)
+    for _, size, folder in sorted(entries, key=lambda e: e[0]):
+        if total <= env.cache_limit_bytes():
+            break
+        if folder != keep:
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= size

@@ -1,0 +1,90 @@
+"""The whole chain in one call, showing its stages while it works."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mpklab import env, models
+from mpklab.errors import MpkError, suggest
+from mpklab.graph import Graph
+from mpklab.machine import Machine
+from mpklab.models import Model
+from mpklab.run import Kernel, build
+from mpklab.schedule import assign
+from mpklab.tasks import Plan, lower
+from mpklab.verifier import verify
+
+Report = Callable[[str, float, str], None]
+
+
+def print_stage(stage: str, seconds: float, value: str) -> None:
+    """One line per finished stage on standard error."""
+    print(f"{stage:>9}  {seconds:7.3f} s  {value}", file=sys.stderr, flush=True)
+
+
+def compile(
+    what: str | Model | Graph,
+    *,
+    machine: Machine | None = None,
+    mode: str = "static",
+    policy: Any = "locality",
+    batch: Any = 1,
+    context: int = 1024,
+    layers: int | None = None,
+    dtype: str = "bfloat16",
+    workers: int | None = None,
+    plan: Plan | None = None,
+    tiles: Mapping[str, int] | None = None,
+    passes: tuple[str, ...] | None = None,
+    compiler: str | None = None,
+    report: Report | None = None,
+    **unknown: Any,
+) -> Kernel:
+    """A name, a Model or a Graph to a running kernel: load, graph, lower, assign, verify, build.
+
+    `report(stage, seconds, value)` is told of every finished stage; by default each prints a line on standard error
+    (MPKLAB_PROGRESS=0 silences it). `workers` overrides the machine's. For a Graph, batch, context, layers and dtype
+    are already decided.
+    """
+    if unknown:
+        known = list(compile.__annotations__)[1:-2]
+        raise MpkError(f"compile takes no {sorted(unknown)[0]!r}: {suggest(sorted(unknown)[0], known)}")
+    tell = report or (print_stage if env.show_progress() else lambda *_: None)
+
+    @contextmanager
+    def stage(name: str) -> Iterator[list[Any]]:
+        begin, value = time.perf_counter(), []  # type: ignore[var-annotated]
+        yield value
+        tell(name, time.perf_counter() - begin, str(value[0]).splitlines()[0])
+
+    chosen = machine or Machine.detect()
+    model = None
+    if isinstance(what, Graph):
+        graph = what
+    else:
+        if isinstance(what, Model):
+            model = what
+        else:
+            with stage("model") as out:
+                model = models.load(what, dtype=dtype)
+                out.append(repr(model))
+        with stage("graph") as out:
+            graph = model.decode_graph(batch=batch, context=min(context, model.config.max_position), layers=layers)
+            out.append(graph)
+    with stage("tasks") as out:
+        tasks = lower(graph, chosen, plan, tiles=tiles, passes=passes)
+        out.append(tasks)
+    with stage("schedule") as out:
+        schedule = assign(tasks, mode=mode, policy=policy, workers=workers)
+        out.append(schedule)
+    with stage("verify") as out:
+        schedule = verify(schedule)
+        out.append(f"{len(tasks.edges)} edge sets hold for {len(tasks)} tasks on {schedule.workers} workers")
+    with stage("build") as out:
+        kernel = build(schedule, compiler=compiler, weights=model)
+        out.append(kernel)
+    return kernel

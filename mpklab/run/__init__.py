@@ -1,0 +1,6 @@
+"""Kernels, sessions and what they return."""
+
+from mpklab.run.kernel import Generation, Kernel, Result, build
+from mpklab.run.session import Outcome, Session
+
+__all__ = ["Generation", "Kernel", "Outcome", "Result", "Session", "build"]

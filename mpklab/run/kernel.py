@@ -1,0 +1,337 @@
+"""`Kernel`: a schedule, compiled. `run` gives tensors for tensors; `generate` gives text or tokens for a prompt."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpklab import builder, device
+from mpklab.codegen import Source, Tables, emit, pack
+from mpklab.errors import RunError
+from mpklab.graph import Graph
+from mpklab.models import Model
+from mpklab.models.rope import rope_table
+from mpklab.profile import Profile, Window
+from mpklab.reference.prefill import prefill
+from mpklab.run.host import CLOCK_HZ_GUESS, HostFlight
+from mpklab.run.session import Memory, Session
+from mpklab.schedule import Schedule
+from mpklab.verifier import verify
+
+
+@dataclass(frozen=True)
+class Result:
+    """Output tensors by name, and the profile where one was asked for."""
+
+    outputs: dict[str, torch.Tensor]
+    profile: Profile | None
+    seconds: float
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.outputs[name]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one prompt gave. `seconds` is the kernel's own time for `tokens`, `prefill_seconds` the prompt's."""
+
+    text: str
+    tokens: list[int]
+    seconds: float
+    prefill_seconds: float
+    profile: Profile | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return len(self.tokens) / self.seconds if self.seconds else float("nan")
+
+    def __str__(self) -> str:
+        return self.text or str(self.tokens)
+
+
+@dataclass(frozen=True)
+class DeviceTables:
+    """A schedule's tables where the device reads them."""
+
+    tables: Tables
+    memory: dict[str, Memory]
+
+    @property
+    def steps(self) -> bool:
+        return self.tables.steps
+
+
+def build(schedule: Schedule, *, compiler: str | None = None, weights: Mapping[str, Any] | Model | None = None) -> Kernel:
+    """Compile a schedule (or find it in the cache) and verify it first if nobody has.
+
+    `weights`: a Model, or a mapping of the graph's weight names to tensors on the kernel's device; they may also be
+    given to `run`.
+    """
+    model = weights if isinstance(weights, Model) else None
+    kernel = Kernel(verify(schedule), compiler=compiler, model=model, weights=model.weights if model else weights)
+    kernel.library(0)
+    return kernel
+
+
+@dataclass(eq=False)
+class Kernel:
+    """One persistent kernel. Its values are read-only; `last_profile` keeps what the latest recorded run left."""
+
+    schedule: Schedule
+    compiler: str | None = None
+    model: Model | None = None
+    weights: Any = None
+    prefetch: bool = True
+    last_profile: Profile | None = None
+    _libraries: dict[int, builder.Library] = field(default_factory=dict, repr=False)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that runs: the lowered one; `kernel.graph.parent` leads back to what was given."""
+        return self.schedule.tasks.graph
+
+    @property
+    def backend(self) -> str:
+        return self.schedule.tasks.machine.backend
+
+    @cached_property
+    def source(self) -> Source:
+        return emit(self.schedule)
+
+    @cached_property
+    def rope(self) -> torch.Tensor | None:
+        """The model's table of rotations for this graph's context: the one weight that is computed, not stored."""
+        t = self.graph.tensors.get("rope")
+        if self.model is None or t is None:
+            return None
+        return rope_table(self.model.config, t.type.sizes[0]).to("cuda" if self.backend == "cuda" else "cpu")
+
+    @property
+    def clock_hz(self) -> float:
+        """Nominal rate of the device's clock."""
+        return CLOCK_HZ_GUESS if self.backend == "cpu" else device.clock_hz()
+
+    def library(self, level: int = 0) -> builder.Library:
+        """The compiled file for a recording level; a CPU library holds all levels."""
+        key = 0 if self.backend == "cpu" else level
+        if key not in self._libraries:
+            source = self.source if key == 0 else emit(self.schedule, level)
+            library = builder.compile_source(source, self.compiler)
+            self._keep_stages(library)
+            self._libraries[key] = library
+        return self._libraries[key]
+
+    def _keep_stages(self, library: builder.Library) -> None:
+        """Leave graph, tasks and schedule beside the kernel, for reading and resuming; the first user's stay."""
+        if not (library.folder / "schedule.npz").exists():
+            try:
+                (library.folder / "graph.json").write_text(json.dumps(self.graph.to_json()))
+                self.schedule.tasks.save(library.folder / "tasks.npz")
+                self.schedule.save(library.folder / "schedule.npz")
+            except OSError:
+                return  # a read-only cache serves its kernels all the same
+
+    @cached_property
+    def _device_tables(self) -> DeviceTables:
+        tables = pack(self.schedule)
+        on = "cuda" if self.backend == "cuda" else "cpu"
+        names = ("tasks", "waits", "signals", "events", "entries", "queues")
+        return DeviceTables(tables, {name: Memory(getattr(tables, name), on) for name in names})
+
+    def device_tables(self) -> DeviceTables:
+        return self._device_tables
+
+    def device_facts(self) -> dict[str, Any]:
+        """What the stamp says of the device."""
+        machine = self.schedule.tasks.machine
+        facts: dict[str, Any] = {"name": machine.name, "workers": self.schedule.workers}
+        return {**facts, **device.facts()} if self.backend == "cuda" else facts
+
+    def start(self, launch: np.ndarray, level: int) -> Any:
+        """Begin a launch; the session waits for it."""
+        library = self.library(level)
+        if self.backend == "cpu":
+            machine = self.schedule.tasks.machine
+            cpus = machine.cpus if len(machine.cpus) == self.schedule.workers else ()
+            return HostFlight(library.file, launch, level, cpus)
+        return device.Flight(library.file, launch, self.schedule.workers, self.schedule.tasks.plan.settings)
+
+    def new_session(self, **values: Any) -> Session:
+        """Fresh state and outputs over the same weights."""
+        session = Session(self)
+        session.bind(values)
+        return session
+
+    def run(
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        iterations: int = 1,
+        profile: int | Window = 0,
+        dims: Mapping[str, int] | None = None,
+        drop_signals: int | None = None,
+        wait_limit_s: float | None = None,
+        **more: Any,
+    ) -> Result:
+        """Run the graph on inputs given by name (a mapping, or keywords where names allow) and return its outputs.
+
+        Every call starts from fresh state. Raises RunError for what does not fit, DeadlockError for a wait without end.
+        """
+        session = self.new_session()
+        session.bind({**(inputs or {}), **more})
+        outcome = session.launch(
+            iterations, dims=dims, profile=profile, drop_signals=drop_signals, wait_limit_s=wait_limit_s
+        )
+        names = [n for n, t in self.graph.tensors.items() if t.role in ("output", "state")]
+        return Result({n: session.tensors[n] for n in names}, outcome.profile, outcome.seconds)
+
+    # --- text ---
+
+    def _prompt(self, prompt: str | Sequence[int], raw: bool) -> list[int]:
+        if isinstance(prompt, str):
+            tokenizer = self.model.tokenizer if self.model else None
+            if tokenizer is None:
+                raise RunError("this kernel's model has no tokenizer: give token ids instead of text")
+            ids = tokenizer.encode(prompt, chat=not raw)
+        else:
+            ids = [int(t) for t in prompt]
+        if not ids:
+            raise RunError("the prompt is empty: it needs at least one token")
+        vocab = self.model.config.vocab if self.model else 1 << 31
+        wrong = [t for t in ids if not 0 <= t < vocab]
+        if wrong:
+            raise RunError(f"token {wrong[0]} is outside the vocabulary of {vocab}")
+        return ids
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 64,
+        *,
+        profile: int | Window = 0,
+        raw: bool = False,
+        on_token: Callable[[int, str], None] | None = None,
+        chunk: int | None = None,
+    ) -> Generation:
+        """Greedy continuation of a text (through the chat template unless `raw`) or of token ids.
+
+        The whole token loop runs inside the kernel; it stops at an end-of-sequence token or after `max_new_tokens`.
+        `on_token(token, text)` is called as tokens appear, with the text that has become certain. `chunk` splits the
+        loop into launches of so many steps, with equal results.
+        """
+        if self.graph.meta.get("context") is None or "generated" not in _advance(self.graph):
+            raise RunError("this kernel's graph is no decode step: build it from model.decode_graph()")
+        ids = self._prompt(prompt, raw)
+        context = int(self.graph.meta["context"])
+        if max_new_tokens < 1:
+            raise RunError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        if len(ids) + max_new_tokens > context:
+            raise RunError(
+                f"{len(ids)} prompt tokens and {max_new_tokens} new ones do not fit the cache of {context}: "
+                "shorten the prompt or build decode_graph(context=…) larger"
+            )
+        dim = self._one_sequence()
+        session = self.new_session()
+        prefill_seconds = prefill(session.tensors, self.graph, ids[:-1])
+        self._set_up(session, ids, len(ids) + max_new_tokens)
+        generated = session.tensors[_advance(self.graph)["generated"]]
+        stream = self.model.tokenizer.stream() if self.model and self.model.tokenizer and on_token else None
+        told = 0
+        base = 0
+
+        def tell(progress: int) -> None:
+            nonlocal told
+            if on_token is None:
+                return
+            at = len(ids) + told
+            for token in generated[0, at : len(ids) + base + progress].tolist():
+                told += 1
+                on_token(token, stream.push(token) if stream else "")
+
+        seconds, last = 0.0, None
+        while base < max_new_tokens:
+            steps = min(chunk or max_new_tokens, max_new_tokens - base)
+            last = session.launch(steps, dims=dim, profile=profile, on_progress=tell)
+            seconds += last.seconds
+            base += last.iterations
+            if last.iterations < steps or int(session.tensors[_advance(self.graph)["done"]][0]):
+                break
+        if stream is not None and on_token is not None:
+            tail = stream.finish()
+            if tail:
+                on_token(-1, tail)
+        tokens = generated[0, len(ids) : len(ids) + base].tolist()
+        text = self.model.tokenizer.decode(tokens) if self.model and self.model.tokenizer else ""
+        return Generation(text, tokens, seconds, prefill_seconds, last.profile if last else None)
+
+    def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 64, *, raw: bool = False) -> Iterator[str]:
+        """`generate` as an iterator over pieces of text, as they become certain."""
+        pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+        closed = threading.Event()
+
+        def put(_: int, text: str) -> None:
+            if closed.is_set():
+                raise GeneratorExit
+            pieces.put(text)
+
+        def work() -> None:
+            try:
+                self.generate(prompt, max_new_tokens, raw=raw, on_token=put)
+                pieces.put(None)
+            except BaseException as error:
+                pieces.put(error)
+
+        thread = threading.Thread(target=work, name="mpklab-stream", daemon=True)
+        thread.start()
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                if piece:
+                    yield piece
+        finally:
+            closed.set()
+            thread.join()
+
+    def _one_sequence(self) -> dict[str, int]:
+        """Dims for a single request; a kernel of a fixed larger batch cannot serve one."""
+        token = self.graph.tensors[_advance(self.graph)["token"]]
+        first = token.shape[0]
+        if isinstance(first, int):
+            if first != 1:
+                raise RunError(f"this kernel decodes {first} sequences at once: use Kernel.generate_batch")
+            return {}
+        return {str(first): 1}
+
+    def _set_up(self, session: Session, ids: list[int], limit: int) -> None:
+        names = _advance(self.graph)
+        t = session.tensors
+        on, rows = session.device, t[names["token"]].shape[0]
+        t[names["token"]][0], t[names["position"]][0] = ids[-1], len(ids) - 1
+        t[names["done"]].zero_()
+        eos_size = self.graph.tensors[names["eos"]].type.sizes[0]
+        eos = list(self.model.config.eos) if self.model else []
+        t[names["eos"]] = torch.tensor((eos + [-1] * eos_size)[:eos_size], dtype=torch.int32, device=on)
+        t[names["limit"]] = torch.full((rows,), limit, dtype=torch.int32, device=on)
+
+    def __str__(self) -> str:
+        library = self._libraries.get(0)
+        how = f"{library.compiler.rpartition('/')[2]}, {library.seconds:.2f} s{', from the cache' if library.cached else ''}" if library else ""
+        return f"Kernel {self.graph.name} on {self.backend} with {self.schedule.workers} workers ({how})"
+
+
+def _advance(graph: Graph) -> dict[str, str]:
+    """Operand → tensor of the graph's advance operator, or nothing."""
+    for o in graph.operators:
+        if o.op == "advance":
+            return dict(o.operands)
+    return {}
+

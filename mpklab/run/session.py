@@ -1,0 +1,352 @@
+"""One use of a kernel: the memory its tensors live in, its counters, and the launch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mpklab import abi, env, stamp
+from mpklab.codegen import Tables
+from mpklab.errors import DeadlockError, RunError, suggest
+from mpklab.graph import Tensor
+from mpklab.profile import Profile, Window
+from mpklab.tasks import dim_values
+
+if TYPE_CHECKING:
+    from mpklab.run.kernel import Kernel
+
+POLL_S = 0.002
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "uint8": torch.uint8,
+}
+DEFAULT_WAIT_LIMIT_S = {"cpu": 20.0, "cuda": 5.0}
+RECORDS_PER_TASK = 8  # begin, end and every phase between, with room for a few waits
+
+
+class Memory:
+    """A NumPy structured array's bytes where the device can read them, with a view for the host."""
+
+    def __init__(self, array: npt.NDArray[Any], on: str, pinned: bool = False):
+        raw = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8).copy())
+        if raw.numel() == 0:
+            raw = torch.zeros(64, dtype=torch.uint8)
+        self.tensor = raw.pin_memory() if pinned else raw.to(on)
+        self._dtype = array.dtype
+
+    @property
+    def address(self) -> int:
+        return self.tensor.data_ptr()
+
+    def host(self) -> npt.NDArray[Any]:
+        """The bytes as the array they came from; shared on the CPU and for pinned memory, else a copy."""
+        return self.tensor.cpu().numpy().view(self._dtype)
+
+
+@dataclass(frozen=True)
+class LaunchMemory:
+    """All that one launch needs to stay alive: the parameters, the host block, the lanes, and what they point to."""
+
+    launch: npt.NDArray[np.void]
+    host: Memory
+    lanes: Memory | None
+    roles: int
+    kept: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one launch left: iterations finished, seconds on the device, and a profile where one was asked for."""
+
+    iterations: int
+    seconds: float
+    profile: Profile | None
+
+
+@dataclass
+class Session:
+    """Tensors by name on the kernel's device. Weights are the model's own memory, the rest is allocated here."""
+
+    kernel: Kernel
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        graph = self.kernel.graph
+        self.device = "cuda" if self.kernel.backend == "cuda" else "cpu"
+        self._segments: dict[str, Memory] = {}
+        self._tables = self.kernel.device_tables()
+        for t in graph.tensors.values():
+            if t.role == "weight":
+                self._bind_weight(t)
+            elif t.role != "input":
+                self.tensors[t.name] = torch.zeros(t.type.sizes, dtype=TORCH_DTYPES[t.dtype], device=self.device)
+
+    # --- tensors ---
+
+    def _bind_weight(self, t: Tensor) -> None:
+        weights = self.kernel.weights
+        if t.parts:
+            view = weights.view(t.parts) if hasattr(weights, "view") else None
+            if view is not None:
+                self.tensors[t.name] = self._checked(t, view)
+                return
+            pieces = [self._weight(p) for p in t.parts]
+            if pieces and all(p is not None for p in pieces):
+                self._segments[t.name] = Memory(_segments([p for p in pieces if p is not None]), self.device)
+                self.tensors[t.name] = pieces[0]  # type: ignore[assignment]
+            return
+        found = self._weight(t.name)
+        if found is not None:
+            self.tensors[t.name] = self._checked(t, found)
+
+    def _weight(self, name: str) -> torch.Tensor | None:
+        weights = self.kernel.weights
+        if weights is not None and name in weights:
+            found: torch.Tensor = weights[name]
+            return found
+        return self.kernel.rope if name == "rope" else None
+
+    def _checked(self, t: Tensor, value: Any) -> torch.Tensor:
+        """The tensor, if it is what the graph declares."""
+        if not isinstance(value, torch.Tensor):
+            value = torch.as_tensor(value)
+        sizes = t.type.sizes
+        if tuple(value.shape) != sizes or value.dtype != TORCH_DTYPES[t.dtype]:
+            raise RunError(
+                f"{t.name} must be {t.dtype}[{'×'.join(map(str, sizes))}], not "
+                f"{str(value.dtype).removeprefix('torch.')}[{'×'.join(map(str, value.shape))}]"
+            )
+        if value.device.type != self.device:
+            raise RunError(f"{t.name} is on {value.device}, the kernel runs on {self.device}: move it with .to({self.device!r})")
+        return value if value.is_contiguous() else value.contiguous()
+
+    def bind(self, values: Mapping[str, Any]) -> None:
+        """Give inputs, weights or state by name; RunError for unknown names, wrong shapes, dtypes or devices."""
+        graph = self.kernel.graph
+        for name, value in values.items():
+            t = graph.tensors.get(name)
+            if t is None or t.role in ("activation", "output"):
+                known = [n for n, x in graph.tensors.items() if x.role in ("input", "weight", "state")]
+                raise RunError(f"the kernel takes no tensor {name!r}: {suggest(name, known)}")
+            self.tensors[name] = self._checked(t, value)
+
+    # --- launching ---
+
+    def launch(
+        self,
+        iterations: int,
+        *,
+        dims: Mapping[str, int] | None = None,
+        profile: int | Window = 0,
+        on_progress: Callable[[int], None] | None = None,
+        drop_signals: int | None = None,
+        wait_limit_s: float | None = None,
+    ) -> Outcome:
+        """Run at most so many iterations in one launch and wait for the end.
+
+        Interruptible: Ctrl-C aborts the kernel, keeps what was recorded in `kernel.last_profile`, and is raised again.
+        DeadlockError when a wait outlasts the limit. `drop_signals` is a test hook: that task never signals.
+        """
+        kernel = self.kernel
+        window = profile if isinstance(profile, Window) else Window(level=int(profile))
+        if iterations < 1:
+            raise RunError(f"iterations must be at least 1, not {iterations}")
+        missing = [n for n, t in kernel.graph.tensors.items() if n not in self.tensors and not _only_a_part(kernel, n)]
+        if missing:
+            raise RunError(f"no value for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: give it to run(…)")
+        limit = wait_limit_s or env.wait_limit_s(DEFAULT_WAIT_LIMIT_S[kernel.backend])
+        memory = self._launch_memory(iterations, window, dims, drop_signals, limit)
+        host_view = memory.host.host()
+        flight = kernel.start(memory.launch, window.level)
+        interrupted: BaseException | None = None
+        seen = 0
+        while True:
+            try:
+                ended = flight.wait(POLL_S)
+                progress = int(host_view["progress"][0])
+                if progress != seen and on_progress is not None and interrupted is None:
+                    seen = progress
+                    on_progress(progress)
+                if ended:
+                    break
+            except BaseException as error:  # Ctrl-C, or the caller's callback failed: stop the kernel, then raise
+                host_view["abort"][0] = 1
+                interrupted = interrupted or error
+        flight.finish()
+        profile_value = self._profile(memory, window, flight.seconds)
+        if profile_value is not None:
+            kernel.last_profile = profile_value
+        fault = host_view["fault"][0]
+        if int(fault["state"]):
+            raise self._deadlock(fault, limit, drop_signals)
+        if interrupted is not None:
+            raise interrupted
+        progress = int(host_view["progress"][0]) if self._tables.steps else iterations
+        if on_progress is not None and progress != seen:
+            on_progress(progress)
+        return Outcome(progress, flight.seconds, profile_value)
+
+    def _launch_memory(
+        self, iterations: int, window: Window, dims: Mapping[str, int] | None, drop_signals: int | None, limit: float
+    ) -> LaunchMemory:
+        kernel, t = self.kernel, self._tables
+        values = dim_values(kernel.graph, dims)
+        control = np.zeros(1, abi.CONTROL)
+        control["published"] = 1
+        control["step"][0]["dims"][0][: len(values)] = values
+        host = np.zeros(1, abi.HOST)
+        launch = np.zeros(1, abi.LAUNCH)
+        tasks = t.memory["tasks"]
+        if drop_signals is not None:
+            edited = t.tables.tasks.copy()
+            edited["flags"][drop_signals] |= int(abi.TaskFlag.drop_signals)
+            tasks = Memory(edited, self.device)
+        slots = Memory(self._slots(t.tables), self.device)
+        counters = torch.zeros(max(1, len(t.tables.events)) * abi.EVENT_STRIDE, dtype=torch.int32, device=self.device)
+        control_memory = Memory(control, self.device)
+        host_memory = Memory(host, "cpu", pinned=self.device == "cuda")
+        roles = 2 if self.device == "cuda" and window.level >= 3 else 1
+        lanes = None
+        if window.level:
+            recorded = min(iterations, window.record) if window.record else iterations - min(window.skip, iterations)
+            longest = int(np.diff(t.tables.queues.astype(np.int64)).max(initial=1))
+            capacity = max(1024, recorded * (longest * RECORDS_PER_TASK + 8) + 64)
+            capacity = min(capacity, (2 << 30) // (8 * t.tables.workers * roles))
+            size = (abi.LANE.itemsize + capacity * abi.RECORD.itemsize) * t.tables.workers * roles
+            lanes = Memory(np.zeros(size, np.uint8), self.device)
+            launch["lanes"], launch["lane_capacity"], launch["lanes_per_worker"] = lanes.address, capacity, roles
+        for name in ("tasks", "waits", "signals", "events", "entries", "queues"):
+            launch[name] = t.memory[name].address
+        launch["tasks"], launch["slots"], launch["counters"] = tasks.address, slots.address, counters.data_ptr()
+        launch["control"], launch["host"] = control_memory.address, host_memory.address
+        launch["n_workers"], launch["n_tables"], launch["n_ranks"] = t.tables.workers, 1, 1
+        launch["n_events"], launch["n_tasks"] = len(t.tables.events), len(t.tables.tasks)
+        launch["iterations"], launch["steps"], launch["prefetch"] = iterations, int(t.steps), int(kernel.prefetch)
+        launch["level"], launch["window_skip"], launch["window_record"] = window.level, window.skip, window.record
+        launch["wait_limit"] = int(limit * kernel.clock_hz)
+        launch["dims"][0][: len(values)] = values
+        return LaunchMemory(launch, host_memory, lanes, roles, (tasks, slots, control_memory, counters))
+
+    def _slots(self, tables: Tables) -> npt.NDArray[np.void]:
+        graph = self.kernel.graph
+        slots = np.zeros(len(tables.slots), abi.SLOT)
+        for i, name in enumerate(tables.slots):
+            tensor = self.tensors.get(name)
+            if tensor is None:
+                continue
+            slots[i]["base"] = tensor.data_ptr()
+            slots[i]["bytes"] = graph.tensors[name].bytes
+            slots[i]["stride"] = tensor.stride(0) if tensor.ndim else 1
+            slots[i]["dtype"] = int(abi.DType[graph.tensors[name].dtype])
+            if name in self._segments:
+                slots[i]["segments"] = self._segments[name].address
+                slots[i]["n_segments"] = len(graph.tensors[name].parts)
+        return slots
+
+    # --- afterwards ---
+
+    def _deadlock(self, fault: Any, limit: float, dropped: int | None) -> DeadlockError:
+        kernel = self.kernel
+        schedule, tasks = kernel.schedule, kernel.schedule.tasks
+        facts = {k: int(fault[k]) for k in ("worker", "task", "event", "count", "need", "rank", "iteration")}
+        waiting = tasks.task_name(facts["task"]) if facts["task"] < len(tasks) else "the start of an iteration"
+        event = facts["event"]
+        if event >= len(tasks.need):
+            what = "the StepControl of the iteration"
+            late: list[int] = [tasks.step_task]
+        else:
+            producer = int(tasks.event_producer[event])
+            what = f"event {event} of {tasks.operators[producer].name}"
+            first = int(tasks.first[producer])
+            late = [first + t for t in range(int(tasks.event_begin[event]), int(tasks.event_end[event]))]
+        places = ", ".join(
+            f"{tasks.task_name(p)} (worker {schedule.worker[p]}, position {schedule.position[p]})" for p in late[:4]
+        )
+        more = f" and {len(late) - 4} more" if len(late) > 4 else ""
+        hook = f"; the test hook dropped the signals of {tasks.task_name(dropped)}" if dropped is not None else ""
+        return DeadlockError(
+            f"worker {facts['worker']} waited over {limit:g} s in iteration {facts['iteration']} at {waiting} for {what}: "
+            f"{facts['count']} of {facts['need']} signals. Its producers are {places}{more}{hook}",
+            facts,
+        )
+
+    def _profile(self, memory: LaunchMemory, window: Window, seconds: float) -> Profile | None:
+        if memory.lanes is None:
+            return None
+        kernel = self.kernel
+        schedule, tasks = kernel.schedule, kernel.schedule.tasks
+        return Profile.from_parts(
+            memory.lanes.host(),
+            schedule.workers,
+            memory.roles,
+            level=window.level,
+            clock_hz=kernel.clock_hz,
+            operators=[
+                {"name": o.name, "op": o.op, "layer": -1 if o.layer is None else o.layer} for o in tasks.operators
+            ],
+            tasks={
+                "operator": tasks.operator_of,
+                "tile": tasks.words,
+                "worker": schedule.worker,
+                "position": schedule.position,
+                "bytes": tasks.bytes,
+                "flops": tasks.flops,
+            },
+            waits={"wait_begin": tasks.wait_first, "wait_event": tasks.wait_event, "wait_lag": tasks.wait_lag},
+            signals={"signal_begin": tasks.signal_first, "signal_event": tasks.signal_event},
+            events={"need": tasks.need, "producer_operator": tasks.event_producer},
+            edges=[
+                {
+                    "producer": e.producer,
+                    "consumer": e.consumer,
+                    "tensor": e.tensor,
+                    "kind": e.kind,
+                    "lag": e.lag,
+                    "begin": e.begin,
+                    "end": e.end,
+                }
+                for e in tasks.edges
+            ],
+            stamp=stamp.collect(
+                device=kernel.device_facts(),
+                hashes={
+                    "graph": tasks.graph.hash,
+                    "plan": tasks.plan.hash,
+                    "schedule": schedule.hash,
+                    "source": kernel.source.hash,
+                },
+            ),
+            meta={
+                "graph": tasks.graph.name,
+                "backend": kernel.backend,
+                "mode": schedule.mode,
+                "policy": schedule.policy,
+                "workers": schedule.workers,
+                "seconds": seconds,
+                **{k: v for k, v in tasks.graph.meta.items() if isinstance(v, str | int | float)},
+            },
+        )
+
+
+def _only_a_part(kernel: Kernel, name: str) -> bool:
+    """Weights that appear only as parts of a merged one need no slot of their own."""
+    used = {v for o in kernel.graph.operators for v in o.operands.values()}
+    return name not in used
+
+
+def _segments(pieces: list[torch.Tensor]) -> npt.NDArray[np.void]:
+    table = np.zeros(len(pieces), abi.SEGMENT)
+    row = 0
+    for i, piece in enumerate(pieces):
+        table[i] = (piece.data_ptr(), row, row + piece.shape[0])
+        row += piece.shape[0]
+    return table
