@@ -18,16 +18,16 @@ using namespace mpk::ops;
 constexpr unsigned eps = 0x3727c5acu;  // 1e-5
 
 template <class T, class TP, int Rows, int Dim>
-using All = Variants<
-    Embedding<T, 97, 40, Rows, Dim>, RmsNorm<T, 40, eps, Rows, Dim>, SiluMul<T, 24, 0, 24, 48, 48, Rows, Dim>,
-    Add<T, 40, Rows, Dim>, ArgmaxPartial<float, 97, 3, Rows, Dim>, ArgmaxReduce<3, Rows, Dim>, Advance<2, 64, Rows, Dim>,
-    AttentionMerge<T, 4, 8, 3, TP, Rows, Dim>,
-    Attention<T, 4, 2, 8, 64, 1, 0, 32, 48, 64, 64, 64, 0, eps, T, Rows, Dim>,
-    Attention<T, 4, 2, 8, 64, 3, 0, 32, 48, 64, 64, 64, 1, eps, TP, Rows, Dim>,
-    Linear<T, T, 64, 40, Rows, Dim, 1, eps, Epilogue::none, 1, 0, 1, T, 0>,
-    Linear<T, T, 24, 40, Rows, Dim, 1, eps, Epilogue::silu_mul, 0, 0, 1, T, 0>,
-    Linear<T, T, 40, 32, Rows, Dim, 0, eps, Epilogue::residual, 0, 3, 8, TP, 0>,
-    Linear<T, float, 97, 40, Rows, Dim, 1, eps, Epilogue::none, 0, 0, 1, T, 3>>;
+using All =
+    Variants<Embedding<T, 97, 40, Rows, Dim>, RmsNorm<T, 40, eps, Rows, Dim>, SiluMul<T, 24, 0, 24, 48, 48, Rows, Dim>,
+             Add<T, 40, Rows, Dim>, ArgmaxPartial<float, 97, 3, Rows, Dim>, ArgmaxReduce<3, Rows, Dim>,
+             Advance<2, 64, Rows, Dim>, AttentionMerge<T, 4, 8, 3, TP, Rows, Dim>,
+             Attention<T, 4, 2, 8, 64, 1, 0, 32, 48, 64, 64, 64, 0, eps, T, Rows, Dim>,
+             Attention<T, 4, 2, 8, 64, 3, 0, 32, 48, 64, 64, 64, 1, eps, TP, Rows, Dim>,
+             Linear<T, T, 64, 40, Rows, Dim, 1, eps, Epilogue::none, 1, 0, 1, T, 0>,
+             Linear<T, T, 24, 40, Rows, Dim, 1, eps, Epilogue::silu_mul, 0, 0, 1, T, 0>,
+             Linear<T, T, 40, 32, Rows, Dim, 0, eps, Epilogue::residual, 0, 3, 8, TP, 0>,
+             Linear<T, float, 97, 40, Rows, Dim, 1, eps, Epilogue::none, 0, 0, 1, T, 3>>;
 
 }  // namespace
 

@@ -34,11 +34,11 @@ def compiler() -> list[str]:
     return env.cxx_command()
 
 
-def entry_source(variants: Sequence[str]) -> str:
-    """The entry file that the code generator writes, by hand."""
+def entry_source(variants: Sequence[str], extra: str = "") -> str:
+    """The entry file that the code generator writes, by hand; `extra` declares operators of the test's own."""
     lines = ['#include "mpklab/host/worker.hpp"']
     lines += [f'#include "mpklab/ops/{name}.hpp"' for name in OPERATORS]
-    lines += ["using namespace mpk;", "using namespace mpk::ops;"]
+    lines += ["using namespace mpk;", "using namespace mpk::ops;", extra]
     lines += [f"using Kernel = Variants<{', '.join(variants)}>;"]
     lines += [
         'extern "C" int mpk_run(const Launch* launch, unsigned level, const int* cpus) '
@@ -63,9 +63,9 @@ def compile_source(source: str | Path, target: Path, *flags: str) -> Path:
 class Library:
     """A compiled entry."""
 
-    def __init__(self, folder: Path, name: str, variants: Sequence[str], *flags: str) -> None:
+    def __init__(self, folder: Path, name: str, variants: Sequence[str], *flags: str, extra: str = "") -> None:
         self.variants = list(variants)
-        path = compile_source(entry_source(variants), folder / f"{name}.so", "-shared", *flags)
+        path = compile_source(entry_source(variants, extra), folder / f"{name}.so", "-shared", *flags)
         self._library = ctypes.CDLL(str(path))
         self._run = self._library.mpk_run
         self._run.argtypes = [ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p]
@@ -101,7 +101,7 @@ class Program:
         tile: Sequence[int] = (),
         waits: Sequence[int | tuple[int, int]] = (),
         signals: Sequence[int] = (),
-        load_waits: Sequence[int] = (),
+        load_waits: Sequence[int | tuple[int, int]] = (),
         flags: int = 0,
     ) -> int:
         """A wait is an event, or (event, lag)."""
@@ -111,7 +111,7 @@ class Program:
                 "slots": list(slots),
                 "tile": list(tile),
                 "waits": [w if isinstance(w, tuple) else (w, 0) for w in waits],
-                "load_waits": [(w, 0) for w in load_waits],
+                "load_waits": [w if isinstance(w, tuple) else (w, 0) for w in load_waits],
                 "signals": list(signals),
                 "flags": flags,
             }

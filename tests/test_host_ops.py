@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ def cuts(generator: torch.Generator, extent: int, parts: int) -> list[tuple[int,
     """Ragged tiles, one of them empty if there are more than two."""
     at = sorted(torch.randint(0, extent + 1, (parts - 1,), generator=generator).tolist())
     at = [0, *at, extent]
-    return list(zip(at[:-1], at[1:], strict=True))
+    return list(itertools.pairwise(at))
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:

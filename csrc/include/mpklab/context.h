@@ -14,7 +14,9 @@ struct Context {
 
   MPK_FN const Slot& slot(int operand) const { return ((const Slot*)launch.slots)[task.slots[operand]]; }
   template <class T>
-  MPK_FN T* data(int operand) const { return (T*)slot(operand).base; }
+  MPK_FN T* data(int operand) const {
+    return (T*)slot(operand).base;
+  }
   // A row of a tensor that may lie in several pieces (q, k and v as three allocations, say).
   template <class T>
   MPK_FN const T* row(int operand, int index, int columns) const {

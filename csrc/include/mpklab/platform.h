@@ -29,8 +29,10 @@ MPK_FN u32 load_acquire(const u32* at, u32 scope) {
 MPK_FN void store_release(u32* at, u32 value) { ptx::store_release_gpu(at, value); }
 MPK_FN void store_host(u32* at, u32 value) { ptx::store_release_sys(at, value); }
 MPK_FN void add_release(u32* at, u32 value, u32 scope) {
-  if (scope == u32(Scope::gpu_)) ptx::add_release_gpu(at, value);
-  else ptx::add_release_sys(at, value);
+  if (scope == u32(Scope::gpu_))
+    ptx::add_release_gpu(at, value);
+  else
+    ptx::add_release_sys(at, value);
 }
 MPK_FN u32 add_acq_rel(u32* at, u32 value, u32 scope) {
   return scope == u32(Scope::gpu_) ? ptx::add_acq_rel_gpu(at, value) : ptx::add_acq_rel_sys(at, value);

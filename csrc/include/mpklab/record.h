@@ -50,16 +50,22 @@ struct Recorder {
     if constexpr (Level >= From) write(u32(kind) | u32(phase) << 2 | arg << 8, clock_low());
   }
   template <int From>
-  MPK_FN void begin(Phase phase, u32 arg) { put<From>(Kind::begin_, phase, arg); }
+  MPK_FN void begin(Phase phase, u32 arg) {
+    put<From>(Kind::begin_, phase, arg);
+  }
   // For a phase that turns out only later to be worth a record.
   template <int From>
   MPK_FN void begin_at(Phase phase, u32 arg, u32 clock) {
     if constexpr (Level >= From) write(u32(Kind::begin_) | u32(phase) << 2 | arg << 8, clock);
   }
   template <int From>
-  MPK_FN void next(Phase phase, u32 arg) { put<From>(Kind::next_, phase, arg); }
+  MPK_FN void next(Phase phase, u32 arg) {
+    put<From>(Kind::next_, phase, arg);
+  }
   template <int From>
-  MPK_FN void end(Phase phase, u32 arg) { put<From>(Kind::end_, phase, arg); }
+  MPK_FN void end(Phase phase, u32 arg) {
+    put<From>(Kind::end_, phase, arg);
+  }
 
   // A clock anchor: goes right behind the record whose clock was read at `ns` of the global timer.
   MPK_FN void anchor_at(u64 ns) {

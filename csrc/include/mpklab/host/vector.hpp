@@ -47,7 +47,9 @@ MPK_INLINE float widen(float x) { return x; }
 template <class T>
 MPK_INLINE T narrow(float x);
 template <>
-MPK_INLINE float narrow<float>(float x) { return x; }
+MPK_INLINE float narrow<float>(float x) {
+  return x;
+}
 // To nearest, ties to even; a NaN stays one.
 template <>
 MPK_INLINE bf16 narrow<bf16>(float x) {

@@ -190,7 +190,11 @@ void* enter(void* argument) {
     worker.outcome = Outcome::no_resources;
   } else {
     __builtin_memset(memory, 0, whole);
-    Loop<Level> loop{launch, worker.operators, worker.busy_workers, (char*)memory, (u32*)((char*)memory + bytes),
+    Loop<Level> loop{launch,
+                     worker.operators,
+                     worker.busy_workers,
+                     (char*)memory,
+                     (u32*)((char*)memory + bytes),
                      Run{launch, worker.index}};
     loop.recorder.start(launch, worker.index, Role::compute_);
     if (worker.busy) worker.outcome = loop.walk();
@@ -224,7 +228,8 @@ inline Outcome run(const Launch& launch, const Operator* operators, u64 scratch_
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (; started < launch.n_workers; ++started) {
       workers[started].busy_workers = busy_workers;
-      if (pthread_create(&workers[started].thread, nullptr, entries[level < 3 ? level : 3], workers + started) != 0) break;
+      if (pthread_create(&workers[started].thread, nullptr, entries[level < 3 ? level : 3], workers + started) != 0)
+        break;
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (started < launch.n_workers) {

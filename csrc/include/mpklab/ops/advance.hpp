@@ -7,8 +7,8 @@
 
 namespace mpk::ops {
 
-// Operands: next_token i32[B], eos i32[E], limit i32[B], token i32[B], position i32[B], done i32[B], generated i32[B,C].
-// The last four are written. limit counts the prompt: no token is generated at or past it.
+// Operands: next_token i32[B], eos i32[E], limit i32[B], token i32[B], position i32[B], done i32[B], generated
+// i32[B,C]. The last four are written. limit counts the prompt: no token is generated at or past it.
 template <int E, int C, int Rows, int Dim>
 struct Advance {
   static constexpr unsigned scratch_bytes = 0;

@@ -109,7 +109,8 @@ struct Linear {
   }
 
   template <int R>
-  static MPK_INLINE void multiply_rows(const Context& c, int n, const float* x, int rows, float (*sums)[lanes], int at) {
+  static MPK_INLINE void multiply_rows(const Context& c, int n, const float* x, int rows, float (*sums)[lanes],
+                                       int at) {
     const T* w[R];
     for (int r = 0; r < R; ++r) w[r] = c.row<T>(1, n + r, K);
     int b = 0;

@@ -1,0 +1,40 @@
+// The ring of shared-memory pages between the loader warp and the consumer warps of a block.
+#pragma once
+
+#include "mpklab/platform.h"
+
+namespace mpk {
+
+// What a kernel chooses about its blocks.
+template <int Level, int ConsumerWarps, int PageBytes, int Pages>
+struct Shape {
+  static constexpr int level = Level, warps = ConsumerWarps, threads = 32 * ConsumerWarps;
+  static constexpr int page_bytes = PageBytes, pages = Pages;
+  static_assert(ConsumerWarps >= 4 && ConsumerWarps <= 16, "8 or 16 consumer warps are meant");
+  static_assert(PageBytes % 4096 == 0, "a page holds whole runs of every consumer warp");
+};
+
+// Two barriers a page: `full` ends a phase when the page's bytes have landed, `empty` when every consumer warp let go.
+template <class S>
+struct RingBarriers {
+  u64 full[S::pages], empty[S::pages];
+
+  MPK_FN void init() {
+    for (int i = 0; i < S::pages; ++i) {
+      ptx::barrier_init(full + i, MPK_BULK ? 1 : 32);
+      ptx::barrier_init(empty + i, S::warps);
+    }
+  }
+};
+
+// A position in the ring: which page, and the parity of its current phase.
+template <class S>
+struct RingPosition {
+  u32 page = 0, parity = 0;
+
+  MPK_FN void advance() {
+    if (++page == u32(S::pages)) page = 0, parity ^= 1;
+  }
+};
+
+}  // namespace mpk

@@ -1,0 +1,345 @@
+// The CUDA backend's block: a loader warp that walks the queue ahead of time, and consumer warps that run its tasks.
+#pragma once
+
+#include "mpklab/device/context.cuh"
+
+namespace mpk {
+
+// An operator whose consumers do everything once its events have happened.
+struct Plain {
+  template <class C>
+  MPK_FN void prepare(C&) {}
+  template <class C>
+  MPK_FN void gather(C&) {}
+};
+
+template <class K>
+struct Table;
+template <class... V>
+struct Table<Variants<V...>> {
+  template <class S>
+  static constexpr int scratch_bytes() {
+    int most = 16;
+    ((most = larger(most, V::template scratch_bytes<S>())), ...);
+    return divide_up(most, 128) * 128;
+  }
+  // Calls visitor.template visit<V>() for the variant of this number.
+  template <class Visit>
+  static MPK_FN void call(u32 variant, Visit& visitor) {
+    u32 at = 0;
+    ((variant == at++ ? visitor.template visit<V>() : void()), ...);
+  }
+};
+
+// The thread that records and the warp that waits and signals are the first.
+template <class S, class K>
+struct Consumers {
+  const Launch& launch;
+  Run run;
+  Shared<S>& shared;
+  char* scratch;
+  PageReader<S> pages;
+  Recorder<S::level> recorder{};
+  RingPosition<S> unused{};
+  u32 at = 0, parity = 0;  // the next descriptor
+  bool goes_on = true, anchor_due = false;
+
+  static constexpr u64 long_wait = 1u << 29;  // cycles after which a clock anchor is written
+
+  MPK_FN static bool first_thread() { return threadIdx.x == 0; }
+  MPK_FN static void sync() { ptx::named_barrier<S::threads>(1); }
+
+  MPK_FN void walk(u32 queue_length) {
+    for (; run.iteration < launch.iterations; ++run.iteration) {
+      run.epoch = run.iteration;
+      if (!begin_iteration()) return;
+      for (u32 i = 0; i < queue_length; ++i) {
+        if (!fetch()) return;
+        Table<K>::call(shared.tasks[at].task.variant, *this);
+        if (!goes_on) return;
+        if (++at == descriptors) at = 0, parity ^= 1;
+      }
+      if (first_thread()) recorder.template end<1>(Phase::iteration_, launch.first_iteration + run.iteration);
+    }
+  }
+
+  template <class V>
+  MPK_FN void visit() {
+    const Descriptor& task = shared.tasks[at];
+    bool publishes = task.task.flags & u32(TaskFlag::step_);
+    Step* next = publishes ? &next_step(run) : nullptr;
+    WorkContext<S> context{launch, task, shared.step, scratch, next, pages, recorder};
+    typename V::template Work<S> work;
+    work.prepare(context);
+    if (threadIdx.x < 32) {
+      bool passed = pass(task);
+      if (first_thread()) {
+        shared.stop = !passed;
+        if (publishes) prepare_step(run, shared.step);
+        if constexpr (S::level == 1) recorder.template begin<1>(Phase::execute_, task.id);
+        recorder.template next<2>(Phase::gather_, task.id);
+        write_anchor();
+      }
+    }
+    sync();
+    if (shared.stop) {
+      goes_on = false;
+      return;
+    }
+    work.gather(context);
+    if (first_thread()) recorder.template next<2>(Phase::execute_, task.id);
+    work.compute(context);
+    sync();
+    if (threadIdx.x < 32) publish(task, publishes);
+  }
+
+ private:
+  // False: this iteration does not happen. Its records are written afterwards with the clocks of before, so that a step
+  // that says stop leaves none.
+  MPK_FN bool begin_iteration() {
+    if (first_thread()) {
+      u32 number = launch.first_iteration + run.iteration;
+      u64 clock = 0, ns = 0;
+      if constexpr (S::level >= 1) {
+        recorder.window(launch, run.iteration);
+        clock = clock_now(), ns = global_ns();
+      }
+      Step step{};
+      bool acquired = true;
+      if (launch.steps) {
+        acquired = acquire_step(run, step);
+      } else {
+        step.iteration = run.iteration;
+        for (u32 d = 0; d < max_dims; ++d) step.dims[d] = launch.dims[d];
+      }
+      bool happens = acquired && !step.stop;
+      if constexpr (S::level >= 1) {
+        if (happens || !acquired) {
+          recorder.template begin_at<1>(Phase::iteration_, number, u32(clock));
+          recorder.anchor_at(ns);
+          if (launch.steps) recorder.template begin_at<2>(Phase::step_, number, u32(clock));
+          if (launch.steps && acquired) recorder.template end<2>(Phase::step_, number);
+          anchor_due = clock_now() - clock > long_wait;
+          if (S::level >= 2) write_anchor();
+        }
+      }
+      shared.step = step;
+      shared.closed = !happens;
+    }
+    sync();
+    return !ptx::load_flag(&shared.closed);
+  }
+
+  // The loader has read the next task.
+  MPK_FN bool fetch() {
+    u32 clock = 0;
+    if constexpr (S::level >= 2) clock = clock_low();
+    while (!ptx::barrier_try(shared.known + at, parity))
+      // The loader ended early: every thread decides by the same barrier, which no longer changes.
+      if (ptx::load_flag(&shared.described) && !ptx::barrier_try(shared.known + at, parity)) return false;
+    if constexpr (S::level >= 2)
+      if (first_thread()) recorder.template begin_at<2>(Phase::fetch_, shared.tasks[at].id, clock);
+    return true;
+  }
+  // All events of the task, polled side by side by the lanes of the first warp. False: aborted.
+  MPK_FN bool pass(const Descriptor& task) {
+    u32 lane = threadIdx.x, count = task.task.n_waits, at_wait = 0;
+    if (count == 0) return !pages.dead;
+    bool met = lane >= count;
+    const u32* counter = nullptr;
+    u32 target = 0, seen = 0, scope = 0, event = 0;
+    if (!met) {
+      const Wait& wait = task.waits[lane];
+      met = wait.handoff == u32(Handoff::worker_);
+      counter = run.counter(wait.event);
+      target = wait_target(run, wait);
+      scope = wait.scope, event = wait.event;
+    }
+    u64 begin = 0;
+    if constexpr (S::level >= 2)
+      if (lane == 0) recorder.template next<2>(Phase::wait_, task.waits[0].event);
+    for (u32 spins = 0;; ++spins) {
+      if (!met) {
+        seen = load_acquire(counter, scope);
+        met = int(seen - target) >= 0;
+      }
+      u32 done = __ballot_sync(0xffffffffu, met);
+      if constexpr (S::level >= 2) {
+        // The waits are told in their order: each lasts until it and all before it are over.
+        while (lane == 0 && at_wait < count && (done >> at_wait & 1))
+          if (++at_wait < count) recorder.template next<2>(Phase::wait_, task.waits[at_wait].event);
+      }
+      if (done == 0xffffffffu) break;
+      if (spins % 64 == 63) {
+        bool aborted = run.aborted();
+        u64 now = clock_now();
+        if (begin == 0) begin = now;
+        if (!met && !aborted && now - begin > launch.wait_limit) {
+          report_fault(run, task.id, event, seen, target, now - begin);
+          aborted = true;
+        }
+        if (__any_sync(0xffffffffu, aborted)) return false;
+      }
+    }
+    if constexpr (S::level >= 1) anchor_due |= begin != 0 && clock_now() - begin > long_wait;
+    return true;
+  }
+
+  // Everything the task stored is behind the barrier that precedes this: each signal releases it.
+  MPK_FN void publish(const Descriptor& task, bool publishes) {
+    u32 lane = threadIdx.x;
+    if (lane == 0) {
+      if constexpr (S::level == 1) recorder.template end<1>(Phase::execute_, task.id);
+      recorder.template next<2>(Phase::signal_, task.id);
+    }
+    if (!(task.task.flags & u32(TaskFlag::drop_signals_)) && lane < task.task.n_signals && !pages.dead)
+      signal_event(run, task.signals[lane]);
+    if (lane == 0 && publishes && !pages.dead) publish_step(run);
+    if (lane == 0) recorder.template end<2>(Phase::signal_, task.id);
+    __syncwarp();
+    if (lane == 0) ptx::barrier_arrive(shared.finished + at);
+  }
+
+  MPK_FN void write_anchor() {
+    if constexpr (S::level >= 1) {
+      if (anchor_due) recorder.anchor_at(global_ns());
+      anchor_due = false;
+    }
+  }
+};
+
+// The loader warp: reads tasks ahead of the consumers and streams their operands into the ring.
+template <class S, class K>
+struct Loader {
+  LoadContext<S>& context;
+
+  MPK_FN void walk(const Entry* queue, u32 length) {
+    const Launch& launch = context.launch;
+    u32 at = 0, parity = 0, lane = context.lane();
+    // Two tasks ahead: the number of the one after the next, and the words of the next.
+    u32 id = load_id(queue), next_id = load_id(queue + (length > 1 ? 1 : 0));
+    u32 word = load_word(id, lane);
+    u32 entry = length > 2 ? 2 : 0;
+    for (; context.run.iteration < launch.iterations && !context.over; ++context.run.iteration) {
+      context.run.epoch = context.run.iteration;
+      if constexpr (S::level >= 3) begin_iteration();
+      for (u32 i = 0; i < length && !context.over; ++i) {
+        u32 this_word = word, this_id = id;
+        word = load_word(next_id, lane);
+        id = next_id;
+        next_id = load_id(queue + entry);
+        if (++entry >= length) entry = 0;
+        describe(at, parity, this_id, this_word);
+        if (context.over) break;
+        context.described = context.shared.tasks + at;
+        context.poll_host();
+        Table<K>::call(context.task().variant, *this);
+        if (++at == descriptors) at = 0, parity ^= 1;
+      }
+      if constexpr (S::level >= 3)
+        if (lane == 0) context.recorder.template end<3>(Phase::iteration_, launch.first_iteration + context.run.iteration);
+    }
+    if (lane == 0) ptx::store_flag(&context.shared.described, 1);
+    context.drain();
+    // The block's last tasks may still wait for others: the host's wish to stop must reach them.
+    if (context.polls_host)
+      for (u32 spins = 1; !context.give_up(spins); ++spins) {}
+  }
+
+  template <class V>
+  MPK_FN void visit() {
+    if constexpr (V::template loads<S>()) {
+      if (!context.launch.prefetch && !context.wait_for(context.task().waits, context.task().n_waits)) return;
+      if (context.lane() == 0) context.recorder.template begin<3>(Phase::load_, context.described->id);
+      V::load(context);
+      if (context.lane() == 0) context.recorder.template end<3>(Phase::load_, context.described->id);
+    }
+  }
+
+ private:
+  MPK_FN void begin_iteration() {
+    if (context.lane() != 0) return;
+    context.recorder.window(context.launch, context.run.iteration);
+    context.recorder.template begin<3>(Phase::iteration_, context.launch.first_iteration + context.run.iteration);
+    context.recorder.anchor();
+  }
+
+  static MPK_FN u32 load_id(const Entry* entry) { return ptx::load_constant(&entry->task); }
+  MPK_FN u32 load_word(u32 id, u32 lane) const {
+    return lane < sizeof(Task) / 4 ? ptx::load_constant((const u32*)context.launch.tasks + u64(id) * 16 + lane) : 0u;
+  }
+
+  // Lays out the task and what it names for the consumers.
+  MPK_FN void describe(u32 at, u32 parity, u32 id, u32 word) {
+    Shared<S>& shared = context.shared;
+    u32 lane = context.lane();
+    for (u32 spins = 1; !context.all(ptx::barrier_try(shared.finished + at, parity ^ 1)); ++spins)
+      if (context.give_up(spins)) return;
+    Descriptor& to = shared.tasks[at];
+    if (lane < sizeof(Task) / 4) ((u32*)&to.task)[lane] = word;
+    __syncwarp();
+    if (lane < to.task.n_waits) {
+      ((uint4*)to.waits)[lane] = ptx::load_constant((const uint4*)context.launch.waits + to.task.waits + lane);
+    } else if (lane >= 8 && lane - 8 < to.task.n_signals) {
+      ((uint2*)to.signals)[lane - 8] = ptx::load_constant((const uint2*)context.launch.signals + to.task.signals + lane - 8);
+    } else if (lane >= 16 && lane - 16 < max_slots) {
+      const Slot* slot = (const Slot*)context.launch.slots + to.task.slots[lane - 16];
+      uint2 base = ptx::load_constant((const uint2*)&slot->base);
+      to.bases[lane - 16] = u64(base.y) << 32 | base.x;
+    }
+    if (lane == 31) to.id = id;
+    __syncwarp();
+    if (lane == 0) ptx::barrier_arrive(shared.known + at);
+  }
+};
+
+template <int ConsumerWarps>
+constexpr int threads() {
+  return 32 * (ConsumerWarps + 1);
+}
+
+template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages>
+MPK_FN void run_device(const Launch& launch) {
+  using S = Shape<Level, ConsumerWarps, PageBytes, Pages>;
+  extern __shared__ __align__(1024) char mpk_pages[];
+  __shared__ __align__(128) char scratch[Table<K>::template scratch_bytes<S>()];
+  __shared__ Shared<S> shared;
+
+  u32 worker = blockIdx.x;
+  const u32* queues = (const u32*)launch.queues + launch.table * launch.n_workers;
+  u32 begin = queues[worker], length = queues[worker + 1] - begin;
+  bool consumes = threadIdx.x < u32(S::threads);
+  if (threadIdx.x == 0) {
+    shared.ring.init();
+    for (int i = 0; i < descriptors; ++i) {
+      ptx::barrier_init(shared.known + i, 1);
+      ptx::barrier_init(shared.finished + i, 1);
+    }
+    shared.closed = shared.stop = shared.described = 0;
+    ptx::barrier_init_fence();
+  }
+  __syncthreads();
+
+  if (consumes) {
+    Run run{launch, worker};
+    Consumers<S, K> consumers{launch, run, shared, scratch, PageReader<S>{run, shared, mpk_pages}};
+    if (threadIdx.x == 0) consumers.recorder.start(launch, worker, Role::compute_);
+    if (length > 0) consumers.walk(length);
+    if (threadIdx.x == 0) {
+      ptx::store_flag(&shared.closed, 1);
+      consumers.recorder.finish();
+    }
+  } else if (length > 0 || Level >= 3) {
+    LoadContext<S> context{launch, Run{launch, worker}, shared, mpk_pages};
+    context.weights_policy = ptx::policy_evict_first();
+    context.rows_policy = ptx::policy_evict_normal();
+    context.polls_host = begin == queues[0];
+    if constexpr (Level >= 3)
+      if (context.lane() == 0) context.recorder.start(launch, worker, Role::loader_);
+    if (length > 0) Loader<S, K>{context}.walk((const Entry*)launch.entries + begin, length);
+    if constexpr (Level >= 3)
+      if (context.lane() == 0) context.recorder.finish();
+  }
+}
+
+}  // namespace mpk

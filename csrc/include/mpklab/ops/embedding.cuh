@@ -1,0 +1,30 @@
+// embedding: the rows of a table that the tokens name.
+#pragma once
+
+#include "mpklab/device/worker.cuh"
+
+namespace mpk::ops {
+
+// Operands: token i32[B], weight T[V,H], out T[B,H]. Tile: columns [begin, end). A token outside the table makes NaN.
+template <class T, int V, int H, int Rows, int Dim>
+struct Embedding {
+  template <class S>
+  static constexpr int scratch_bytes() { return 0; }
+  template <class S>
+  static constexpr bool loads() { return false; }
+
+  template <class S>
+  struct Work : Plain {
+    MPK_FN void compute(WorkContext<S>& c) {
+      int begin = c.task().tile[0], width = c.task().tile[1] - begin, rows = c.rows(Dim, Rows);
+      for (int i = c.thread(); i < rows * width; i += S::threads) {
+        int b = i / width, n = begin + i % width, token = load_one(c.template data<int>(0) + b);
+        bool known = unsigned(token) < unsigned(V);
+        c.template data<T>(2)[long(b) * H + n] =
+            known ? c.template row<T>(1, token, H)[n] : narrow<T>(not_a_number());
+      }
+    }
+  };
+};
+
+}  // namespace mpk::ops
