@@ -55,10 +55,21 @@ def install(wheel: Path, place: Path) -> Path:
 
 
 def run_a_graph() -> None:
-    """Public names only: a linear layer with its norm, compiled to one kernel and compared with torch."""
+    """Public names only: a norm and a linear layer, compiled to one kernel and compared with torch."""
+    import torch
+
     import mpklab as mk
 
-    print(f"mpklab {mk.__version__}", flush=True)
+    builder = mk.GraphBuilder("small")
+    x = builder.input("x", (1, 256))
+    gain, weight = builder.weight("gain", (256,)), builder.weight("weight", (512, 256))
+    builder.linear("y", x=builder.rms_norm("norm", x=x, weight=gain), weight=weight, role="output")
+    values = {"x": torch.randn(1, 256), "gain": torch.randn(256), "weight": torch.randn(512, 256)}
+    kernel = mk.compile(builder.build(), machine=mk.Machine.cpu(workers=2))
+    found = kernel.run(values)["y"]
+    normed = torch.nn.functional.rms_norm(values["x"], (256,), values["gain"], eps=1e-5)
+    torch.testing.assert_close(found, normed @ values["weight"].T, rtol=1e-4, atol=1e-3)
+    print(f"mpklab {mk.__version__} in {Path(mk.__file__).parent}: {kernel}")
 
 
 if __name__ == "__main__":
