@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
@@ -77,3 +79,56 @@ def make_spans(n_tasks: int = 2000, workers: int = 16, iterations: int = 2, leve
         "layer": np.array([*layer, -1], np.int16)[op], "event": joined["event"].astype(np.int32),
         "begin_ns": begin, "end_ns": end, "dur_ns": end - begin, "truncated": np.zeros(len(op), bool),
     })  # fmt: skip
+
+
+@dataclass
+class MadeOperator:
+    """As mpklab.graph.Operator, as far as views look."""
+
+    name: str
+    op: str
+    layer: int | None
+
+
+@dataclass
+class MadeEdges:
+    """As mpklab.tasks.EdgeSet."""
+
+    producer: int
+    consumer: int
+    tensor: str
+    kind: str
+    lag: int
+    begin: np.ndarray
+    end: np.ndarray
+
+
+@dataclass
+class MadeTasks:
+    """As mpklab.tasks.TaskGraph, as far as views look."""
+
+    operators: tuple[MadeOperator, ...]
+    first: np.ndarray
+    tile: np.ndarray
+    bytes: np.ndarray
+    flops: np.ndarray
+    edges: tuple[MadeEdges, ...]
+
+
+def make_tasks(layers: int = 4, tiles: int = 16, names: str = "") -> MadeTasks:
+    """A made-up decoder: every operator cut into `tiles`, each tile after one, two or all tiles of the one before."""
+    table = operators(layers)
+    n = len(table)
+    first = np.arange(n + 1) * tiles
+    j = np.arange(tiles)
+    edges = []
+    for o in range(1, n):
+        wide = table[o][1] == "linear" and o % 6 == 1
+        begin = np.zeros(tiles, int) if wide else np.maximum(j - 1, 0)
+        edges.append(MadeEdges(o - 1, o, f"{names}t{o}", "raw", 0, begin, np.full(tiles, tiles) if wide else j + 1))
+    edges.append(MadeEdges(n - 1, 0, f"{names}token", "raw", 1, np.zeros(tiles, int), np.full(tiles, tiles)))
+    tile = np.zeros((n * tiles, 4), np.int32)
+    tile[:, 0] = np.tile(j, n)
+    cost = np.repeat([{"linear": 5e5, "attention": 1e5}.get(kind, 1e3) for _, kind, _ in table], tiles)
+    ops = tuple(MadeOperator(names + name, kind, layer if layer >= 0 else None) for name, kind, layer in table)
+    return MadeTasks(ops, first, tile, cost + np.tile(j, n) * 100.0, cost * 2, tuple(edges))

@@ -1,7 +1,8 @@
 // Every span of every worker on one canvas: typed arrays in, pixels out; 10^6 spans at an interactive pace.
 import { Selection, Tooltip, button, chooser, clip, css, exactNs, formatNs, keepDrawn, make, mix, niceStep, pixel, ramp, readTheme, rgb, upper } from "./common.js";
 
-const GUTTER = 84, AXIS = 24, CURVE = 34, MINIMAP = 30, SCROLLBAR = 10, LEVELS = 16;
+const GUTTER = 84, AXIS = 24, CURVE = 34, MINIMAP = 30, SCROLLBAR = 10;
+const LEVELS = 16, SHADES = LEVELS + 2; // a class's colours by coverage, then the one of a span's left edge
 const LANE_SHARE = { compute: 3, loader: 1.4, scheduler: 1.2 };
 
 // ---- the model: rows of non-overlapping spans, sorted by time -----------------------------------------------------
@@ -93,7 +94,7 @@ export function rasterise(spans, row, classes, t0, perNs, width, high, low, lut,
   const flush = () => {
     if (at < 0 || at >= width) return;
     const level = covered >= 1 ? LEVELS : Math.max(4, (covered * LEVELS + 0.5) | 0);
-    const word = lut[best * (LEVELS + 1) + level];
+    const word = lut[best * SHADES + level];
     low[at] = word;
     if (!idle[best]) high[at] = word;
   };
@@ -120,9 +121,13 @@ export function rasterise(spans, row, classes, t0, perNs, width, high, low, lut,
     add(c, p + 1 - a);
     flush();
     if (q > p + 1) {
-      const word = lut[c * (LEVELS + 1) + LEVELS];
+      const word = lut[c * SHADES + LEVELS];
       low.fill(word, p + 1, q);
       if (!idle[c]) high.fill(word, p + 1, q);
+      if (q > p + 4 && a > 0) {
+        low[p + 1] = lut[c * SHADES + LEVELS + 1];
+        if (!idle[c]) high[p + 1] = low[p + 1];
+      }
     }
     open(q);
     if (b > q) add(c, b - q);
@@ -239,8 +244,11 @@ export function mountTimeline(el, meta, columns, host = {}) {
     const palette = meta.palette[theme.dark ? "dark" : "light"].map(rgb);
     colours = colour.classes.map((c) => c.ramp !== undefined ? ramp(theme.dark ? 0.15 + 0.85 * c.ramp : 0.92 * c.ramp)
       : c.colour === null || c.colour === undefined ? theme.muted : shade(palette, c.colour));
-    lut = new Uint32Array(colours.length * (LEVELS + 1));
-    colours.forEach((c, k) => { for (let v = 0; v <= LEVELS; v++) lut[k * (LEVELS + 1) + v] = pixel(mix(theme.bg, c, v / LEVELS)); });
+    lut = new Uint32Array(colours.length * SHADES);
+    colours.forEach((c, k) => {
+      for (let v = 0; v <= LEVELS; v++) lut[k * SHADES + v] = pixel(mix(theme.bg, c, v / LEVELS));
+      lut[k * SHADES + LEVELS + 1] = pixel(mix(theme.bg, c, 0.55));
+    });
     idle = Uint8Array.from(colour.classes, (c) => (c.idle ? 1 : 0));
     drawLegend();
   }
@@ -285,7 +293,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
 
   /** Lanes of a band with their vertical extent; thin bands show the compute lane alone. */
   function lanesOf(band, height) {
-    const inner = Math.max(1, height - (height >= 5 ? 1 : 0));
+    const inner = Math.max(1, height - (height >= 16 ? 3 : height >= 5 ? 1 : 0));
     const lanes = inner < 3 * band.lanes.length ? band.lanes.slice(0, 1) : band.lanes;
     const share = lanes.reduce((sum, lane) => sum + (LANE_SHARE[lane.role] ?? 1), 0);
     let y = 0;
@@ -440,7 +448,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
             const most = Math.floor(room / 6);
             const flat = idle[colour.of[i]];
             if (flat && h < 18) continue;
-            context.fillText(clip(shortName(i), most), left + 3, plot.y + bandTop[b] - top + y + (flat ? 0.76 : 0.5) * h);
+            context.fillText(clip(shortName(i), most), left + 3, plot.y + bandTop[b] - top + y + (flat ? 0.76 : lane.rows.length > 1 ? 0.28 : 0.5) * h);
             budget--;
           }
         }
@@ -503,8 +511,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
           const x = Math.round(toX(plot, it.begin)) + 0.5;
           line(x, AXIS, plot.y + plot.h, css(theme.fg, 0.45), []);
           if (x > free && meta.iterations.length > 1) {
-            context.fillStyle = css(theme.muted);
-            context.fillText(`iteration ${it.index}`, Math.max(x, plot.x) + 4, AXIS + 7);
+            tag(`iteration ${it.index}`, Math.max(x, plot.x), AXIS);
             free = x + 76;
           }
         }
@@ -513,18 +520,22 @@ export function mountTimeline(el, meta, columns, host = {}) {
         const x = toX(plot, bound.at);
         if (x < plot.x || x > plot.x + plot.w) continue;
         line(x, AXIS, plot.y + plot.h, css(theme.accent), [5, 3]);
-        const text = `${bound.name} ${formatNs(bound.at)}`, room = context.measureText(text).width + 8;
-        const left = x + room > plot.x + plot.w ? x - room : x;
-        context.fillStyle = css(theme.bg, 0.85);
-        context.fillRect(left + 1, AXIS + 16, room, 14);
-        context.fillStyle = css(theme.fg);
-        context.fillText(text, left + 5, AXIS + 23);
+        tag(`${bound.name} ${formatNs(bound.at)}`, x, AXIS + 17, plot.x + plot.w);
       }
       if (hover) line(Math.round(hover.x) + 0.5, AXIS, plot.y + plot.h, css(theme.fg, 0.5), [2, 2]);
     });
     context.textAlign = "right";
     context.fillStyle = css(theme.muted);
     context.fillText(hover ? formatNs(hover.t, 7) : `${formatNs(t1 - t0, 3)} shown`, plot.x - 6, 10, plot.x - 8);
+  }
+
+  /** Text on a ground of its own beside x, on its left where the right has no room. */
+  function tag(text, x, y, right = Infinity) {
+    const room = context.measureText(text).width + 8, left = x + room > right ? x - room : x;
+    context.fillStyle = css(theme.bg, 0.85);
+    context.fillRect(left + 1, y, room, 14);
+    context.fillStyle = css(theme.fg);
+    context.fillText(text, left + 5, y + 7);
   }
 
   const axisLabel = (t, tick) => {
@@ -584,6 +595,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
     context.fillText("executing", plot.x - 6, y + 8);
     if (!activity) return;
     area(plot.x, y, Math.floor(plot.w), h, t0, t1, most, css(theme.accent, 0.35));
+    context.fillStyle = css(theme.muted);
     context.fillText(hover ? `${activity.mean(hover.t - 0.5 / plot.perNs, hover.t + 0.5 / plot.perNs).toFixed(1)} of ${most}` : `of ${most}`, plot.x - 6, y + 22);
   }
 
