@@ -20,6 +20,7 @@ from mpklab.dims import Dim, Extent, dims_of, upper
 from mpklab.errors import GraphError, suggest
 from mpklab.ops import REGISTRY, Node, TensorType, Tiling
 from mpklab.ops.base import ITEM_BYTES
+from mpklab.presented import Presented
 
 ROLES = ("input", "weight", "activation", "state", "output")
 FORMAT = 1
@@ -70,7 +71,7 @@ class Operator:
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Presented):
     """Tensors by name and operators in program order; checked on construction (GraphError)."""
 
     name: str

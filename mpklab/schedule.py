@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from mpklab.abi import Handoff
 from mpklab.errors import ScheduleError, suggest
+from mpklab.presented import Presented
 from mpklab.tasks import TaskGraph
 
 IntArray = npt.NDArray[np.int64]
@@ -26,7 +27,7 @@ MODES = ("static",)
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Presented):
     """A worker and a queue position for every task. `handoff` says, per wait, how the consumer learns of the event."""
 
     tasks: TaskGraph

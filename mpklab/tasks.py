@@ -26,6 +26,7 @@ from mpklab.errors import LowerError, suggest
 from mpklab.graph import Graph, Operator
 from mpklab.machine import Machine
 from mpklab.ops import REGISTRY, Box, Range, Tiles, Tiling, Variant
+from mpklab.presented import Presented
 
 IntArray = npt.NDArray[np.int64]
 
@@ -78,7 +79,7 @@ class EdgeSet:
 
 
 @dataclass(frozen=True)
-class TaskGraph:
+class TaskGraph(Presented):
     """Tasks as arrays (task ids of operator o are first[o] … first[o+1]-1), events, and both directions between them.
 
     `words` int32[n, 4] · `flops`, `bytes` float64[n] · events: `event_producer`, `event_begin`, `event_end` (a range of

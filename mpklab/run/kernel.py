@@ -19,6 +19,7 @@ from mpklab.errors import RunError
 from mpklab.graph import Graph
 from mpklab.models import Model
 from mpklab.models.rope import rope_table
+from mpklab.presented import Presented
 from mpklab.profile import Profile, Window
 from mpklab.reference.prefill import prefill
 from mpklab.run.host import CLOCK_HZ_GUESS, HostFlight
@@ -40,7 +41,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Generation:
+class Generation(Presented):
     """What one prompt gave. `seconds` is the kernel's own time for `tokens`, `prefill_seconds` the prompt's."""
 
     text: str
@@ -82,7 +83,7 @@ def build(schedule: Schedule, *, compiler: str | None = None, weights: Mapping[s
 
 
 @dataclass(eq=False)
-class Kernel:
+class Kernel(Presented):
     """One persistent kernel. Its values are read-only; `last_profile` keeps what the latest recorded run left."""
 
     schedule: Schedule

@@ -1,0 +1,117 @@
+"""Which values have which drawings and analyses: the one module that looks back from the right end of the stages.
+
+A value asks here by name when a method is called (presented.py), so that `profile.bubbles()` works and importing
+`profile` loads no drawing library.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+# class → method → "module:function"; each function takes the value first.
+METHODS: dict[str, dict[str, str]] = {
+    "Graph": {
+        "to_svg": "mpklab.widgets.operator_graph:operator_graph",
+    },
+    "TaskGraph": {
+        "dag": "mpklab.widgets.task_dag:task_dag",
+        "to_svg": "mpklab.present:tasks_svg",
+    },
+    "Schedule": {
+        "dag": "mpklab.present:schedule_dag",
+        "simulate": "mpklab.simulator:simulate",
+    },
+    "Kernel": {},
+    "Generation": {},
+    "Profile": {
+        "timeline": "mpklab.present:profile_timeline",
+        "dag": "mpklab.present:profile_dag",
+        "studio": "mpklab.widgets.studio:studio",
+        **{name: f"mpklab.frames:{name}" for name in ("spans", "health", "workers")},
+        **{name: f"mpklab.present:{name}_frame" for name in ("task", "event", "edge", "operator")},
+        **{
+            name: f"mpklab.analysis:{name}"
+            for name in (
+                "bubbles", "blame", "bounds", "critical_path", "utilisation", "overlap", "imbalance", "roofline",
+                "handoff", "steady_state", "diff", "explain", "predicted", "what_if",
+            )
+        },
+    },
+}  # fmt: skip
+
+
+def methods(kind: str) -> list[str]:
+    """The names a class answers to."""
+    return sorted(METHODS.get(kind, {}))
+
+
+def method(kind: str, name: str) -> Callable[..., Any] | None:
+    """The function behind a name, or None. `_repr_mimebundle_` is every presented value's."""
+    if name == "_repr_mimebundle_":
+        return bundle
+    home = METHODS.get(kind, {}).get(name)
+    if home is None:
+        return None
+    module, _, function = home.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found
+
+
+def bundle(value: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
+    """What a cell shows: text always, beside it a script-free HTML card. A picture that fails costs only itself."""
+    text = str(value)
+    card = f'<pre style="white-space:pre-wrap;margin:0">{html.escape(text)}</pre>'
+    picture = _PICTURES.get(type(value).__name__)
+    if picture is not None:
+        try:
+            card += picture(value)
+        except Exception as error:  # a repr never raises: the text stands, and says why the picture does not
+            card += f"<small>no picture: {html.escape(str(error))}</small>"
+    return {"text/plain": text, "text/html": card}
+
+
+def _graph_picture(value: Any) -> str:
+    svg: str = import_module("mpklab.widgets.operator_graph").operator_graph(value)
+    return f'<div style="overflow:auto;max-height:40em">{svg}</div>'
+
+
+_PICTURES: dict[str, Callable[[Any], str]] = {"Graph": _graph_picture}
+
+
+def profile_timeline(profile: Any, **options: Any) -> Any:
+    """One row per worker with its lanes; see widgets.timeline."""
+    return import_module("mpklab.widgets.timeline").timeline(import_module("mpklab.frames").spans(profile), **options)
+
+
+def profile_dag(profile: Any, **options: Any) -> Any:
+    """The task graph coloured by what was measured; see widgets.task_dag."""
+    return import_module("mpklab.widgets.task_dag").task_dag(profile, **options)
+
+
+def schedule_dag(schedule: Any, **options: Any) -> Any:
+    """The task graph of a schedule."""
+    return import_module("mpklab.widgets.task_dag").task_dag(schedule.tasks, **options)
+
+
+def tasks_svg(tasks: Any) -> Any:
+    """The operator graph that the tasks were cut from."""
+    return import_module("mpklab.widgets.operator_graph").operator_graph(tasks.graph)
+
+
+def task_frame(profile: Any) -> Any:
+    return import_module("mpklab.frames").tasks(profile)
+
+
+def event_frame(profile: Any) -> Any:
+    return import_module("mpklab.frames").events(profile)
+
+
+def edge_frame(profile: Any) -> Any:
+    return import_module("mpklab.frames").edges(profile)
+
+
+def operator_frame(profile: Any) -> Any:
+    return import_module("mpklab.frames").operators(profile)
