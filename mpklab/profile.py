@@ -67,7 +67,8 @@ class Profile:
     clock_hz         nominal rate of the lane clocks; a fit from anchors replaces it wherever there are two anchors
     tasks            columns over task ids: operator i32, tile i32[n, 4], worker i32 (-1: decided at run time),
                      position i32 in the worker's queue (-1 likewise), bytes f64, flops f64
-    waits            CSR over tasks: wait_begin i32[n_tasks + 1], wait_event i32, wait_lag u8
+    waits            CSR over tasks: wait_begin i32[n_tasks + 1], wait_event i32, wait_lag u8,
+                     wait_scope u8 (abi.Scope; may be left out: gpu)
     signals          CSR over tasks: signal_begin i32[n_tasks + 1], signal_event i32
     events           columns over events: need i32 (-1: known only at run time), producer_operator i32 (-1: several)
     operators        one dict per operator: name, op (its kind), layer (-1: none), and what else helps a reader
@@ -122,7 +123,7 @@ class Profile:
         _range("tasks['worker']", self.tasks["worker"], -1, self.n_workers)
         put("events", _columns("events", self.events, {"need": (_I32, (), -1), "producer_operator": (_I32, (), -1)}))
         _range("events['producer_operator']", self.events["producer_operator"], -1, n_ops)
-        put("waits", _csr("wait", self.waits, n_tasks, self.n_events, {"wait_lag": _U8}))
+        put("waits", _csr("wait", self.waits, n_tasks, self.n_events, {"wait_lag": _U8, "wait_scope": _U8}))
         put("signals", _csr("signal", self.signals, n_tasks, self.n_events, {}))
         put("edges", [_edge(i, e, self.task_first) for i, e in enumerate(self.edges)])
         put("stamp", dict(self.stamp))

@@ -1,17 +1,21 @@
 """Frames: a profile's raw lanes as pandas tables, and how far they can be trusted."""
 
-from mpklab.frames.checks import causality, health, residual, verdict
+from mpklab.frames.checks import NEVER, causality, grid, health, range_max, ranks, residual, verdict
 from mpklab.frames.records import Decoded, decode
 from mpklab.frames.tables import edges, events, operators, spans, tasks, workers
 
 __all__ = [
+    "NEVER",
     "Decoded",
     "causality",
     "decode",
     "edges",
     "events",
+    "grid",
     "health",
     "operators",
+    "range_max",
+    "ranks",
     "residual",
     "spans",
     "tasks",

@@ -18,7 +18,8 @@ MAX_CELLS = 1 << 28  # iterations × tasks of a grid
 
 
 def grid(profile: Profile, columns: Sequence[str], rank: int | None = None) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Columns of `tasks` as i64[iteration, task], NEVER where a task did not run; and which iterations the rows are.
+    """Columns of `tasks` as i64[iteration, task], NEVER where a task did not run, or did not end; and the
+    iterations of the rows.
 
     Iterations that are missing between others keep a row, so that lag 1 is one row up.
     """
@@ -32,7 +33,8 @@ def grid(profile: Profile, columns: Sequence[str], rank: int | None = None) -> t
         use[:], high = False, low
     out = {name: np.full((high - low, profile.n_tasks), NEVER, np.int64) for name in columns}
     for name, cells in out.items():
-        cells[iteration[use] - low, task[use]] = t[name].to_numpy()[use]
+        some = use & ~t["truncated"].to_numpy() if name in ("end_ns", "signalled_ns", "done_ns") else use
+        cells[iteration[some] - low, task[some]] = t[name].to_numpy()[some]
     return out, np.arange(low, high)
 
 
@@ -160,7 +162,8 @@ def residual(profile: Profile) -> float:
 
 def verdict(profile: Profile) -> str:
     """The health of a profile in a sentence or two."""
-    h, c = health(profile), causality(profile)
+    h: Any = health(profile)
+    c = causality(profile)
     kept, written = int(h["kept"].sum()), int(h["written"].sum())
     said = [f"{kept} of {written} records kept"]
     if kept < written:

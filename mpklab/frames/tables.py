@@ -33,7 +33,7 @@ def spans(profile: Profile) -> pd.DataFrame:
         "phase": category(d.phase.astype(np.int8) - 1, records.PHASES),
         "iteration": d.iteration,
         "task": d.task,
-        **_operator_columns(profile, d.task),
+        **operator_columns(profile, d.task),
         "event": d.event,
         "begin_ns": d.begin_ns,
         "end_ns": d.end_ns,
@@ -97,7 +97,7 @@ def _task_table(profile: Profile, d: Decoded) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "iteration": d.iteration[at],
         "task": task,
-        **_operator_columns(profile, task),
+        **operator_columns(profile, task),
         **{f"tile{i}": profile.tasks["tile"][safe, i] if has else np.zeros(at.size, np.int32) for i in range(4)},
         "rank": d.lanes.rank.astype(np.uint16)[d.lane[at]],
         "worker": d.lanes.worker.astype(np.uint16)[d.lane[at]],
@@ -261,7 +261,7 @@ def _names(found: list[str]) -> tuple[list[str], np.ndarray]:
     return list(place), codes
 
 
-def _operator_columns(profile: Profile, task: np.ndarray) -> dict[str, Any]:
+def operator_columns(profile: Profile, task: np.ndarray) -> dict[str, Any]:
     """op, kind and layer of tasks; none for -1 and for ids beyond the table."""
     ops = profile.operators
     out: dict[str, Any] = {}

@@ -1,0 +1,179 @@
+"""What the records and the task graph say together: when each event happened, who made it happen, when tasks were ready."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpklab.frames import NEVER, grid, ranks
+from mpklab.frames.tables import ranges
+from mpklab.profile import Profile
+
+ALWAYS = int(np.iinfo(np.int64).max)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Protocol:
+    """Waits and signals as pairs (task, event), waits sorted by task, signals by event."""
+
+    n_events: int
+    wait_task: np.ndarray
+    wait_event: np.ndarray
+    wait_lag: np.ndarray
+    wait_remote: np.ndarray
+    signal_task: np.ndarray
+    signal_event: np.ndarray
+
+    def waits_of(self, task: np.ndarray, event: np.ndarray) -> np.ndarray:
+        """The index of the wait of each task for each event; -1 where there is none."""
+        if not self.wait_task.size:
+            return np.full(task.size, -1, np.int64)
+        keys = self.wait_task.astype(np.int64) * self.n_events + self.wait_event
+        order = np.argsort(keys, kind="stable")
+        wanted = task.astype(np.int64) * self.n_events + event
+        at = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), keys.size - 1)]
+        return np.where((keys[at] == wanted) & (task >= 0) & (event >= 0), at, -1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observed:
+    """One rank's recording on the grid [iteration, task]; times in ns, NEVER where unknown.
+
+    iterations: the number of each row · issue, fetch, start, begin, end (`signalled_ns`), done, worker: as in
+    `frames.tasks` · happened, sender
+    [iteration, event]: when an event's last signal was given and by which task (-1 unknown) · ready: when a task's last
+    event happened, no earlier than its iteration began anywhere; ALWAYS where an event's time is not known · binding,
+    binding_row: the task whose signal that was, and its row (-1 none).
+    """
+
+    protocol: Protocol
+    rank: int
+    iterations: np.ndarray
+    issue: np.ndarray
+    fetch: np.ndarray
+    start: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    done: np.ndarray
+    worker: np.ndarray
+    happened: np.ndarray
+    sender: np.ndarray
+    ready: np.ndarray
+    binding: np.ndarray
+    binding_row: np.ndarray
+
+
+_cache: weakref.WeakKeyDictionary[Profile, tuple[Observed, ...]] = weakref.WeakKeyDictionary()
+
+
+def observe(profile: Profile) -> tuple[Observed, ...]:
+    """One `Observed` per rank; remembered for as long as the profile lives."""
+    found = _cache.get(profile)
+    if found is None:
+        rules = protocol(profile)
+        found = _cache[profile] = tuple(_observe(profile, rules, rank) for rank in ranks(profile))
+    return found
+
+
+def protocol(profile: Profile) -> Protocol:
+    """Who waits for what in the schedule; taken from the edges where a profile has no waits."""
+    w, s = profile.waits, profile.signals
+    if not w["wait_event"].size and profile.edges:
+        return graph_protocol(profile)
+    tasks = np.arange(profile.n_tasks, dtype=np.int32)
+    wait_task = np.repeat(tasks, np.diff(w["wait_begin"]))
+    signal_task = np.repeat(tasks, np.diff(s["signal_begin"]))
+    order = np.argsort(s["signal_event"], kind="stable")
+    return Protocol(
+        profile.n_events,
+        wait_task,
+        w["wait_event"],
+        w["wait_lag"],
+        w["wait_scope"] != 0,
+        signal_task[order],
+        s["signal_event"][order],
+    )
+
+
+def graph_protocol(profile: Profile) -> Protocol:
+    """Who waits for what in the graph: one event per edge set and range of producer tiles."""
+    if not profile.edges:
+        return protocol(profile)
+    first = profile.task_first
+    parts: list[tuple[np.ndarray, ...]] = []
+    n_events = 0
+    for e in profile.edges:
+        some = np.nonzero(e["end"] > e["begin"])[0]
+        pairs, back = np.unique(np.stack([e["begin"][some], e["end"][some]], 1), axis=0, return_inverse=True)
+        counts = (pairs[:, 1] - pairs[:, 0]).astype(np.int64)
+        parts.append(
+            (
+                some + first[e["consumer"]],
+                back.reshape(-1) + n_events,
+                np.full(some.size, e["lag"]),
+                ranges(pairs[:, 0].astype(np.int64), counts) + first[e["producer"]],
+                np.repeat(np.arange(len(pairs)) + n_events, counts),
+            )
+        )
+        n_events += len(pairs)
+    columns = [np.concatenate([p[i] for p in parts]).astype(np.int32) for i in range(5)]
+    order = np.argsort(columns[0], kind="stable")
+    task, event, lag = (c[order] for c in columns[:3])
+    return Protocol(n_events, task, event, lag, np.zeros(order.size, bool), columns[3], columns[4])
+
+
+def _observe(profile: Profile, rules: Protocol, rank: int) -> Observed:
+    names = ("issue_ns", "fetch_ns", "start_ns", "begin_ns", "signalled_ns", "done_ns", "worker")
+    cells, iterations = grid(profile, names, rank)
+    end, issue = cells["signalled_ns"], cells["issue_ns"]
+    n = iterations.size
+    happened = np.full((n, rules.n_events), NEVER, np.int64)
+    sender = np.full((n, rules.n_events), -1, np.int32)
+    if rules.signal_event.size:
+        events, starts = np.unique(rules.signal_event, return_index=True)
+        for i in range(n):
+            times = end[i, rules.signal_task]
+            last = np.maximum.reduceat(times, starts)
+            all_known = np.minimum.reduceat(times, starts) != NEVER
+            happened[i, events] = np.where(all_known, last, NEVER)
+            order = np.argsort(times, kind="stable")  # of equal events the one written last stays
+            sender[i, rules.signal_event[order]] = rules.signal_task[order]
+            sender[i, events[~all_known]] = -1
+    ready = np.full((n, profile.n_tasks), NEVER, np.int64)
+    binding = np.full((n, profile.n_tasks), -1, np.int32)
+    binding_row = np.full((n, profile.n_tasks), -1, np.int32)
+    if rules.wait_task.size:
+        waiters, starts = np.unique(rules.wait_task, return_index=True)
+        for i in range(n):
+            row = i - rules.wait_lag.astype(np.int64)
+            times = np.where(row >= 0, happened[np.maximum(row, 0), rules.wait_event], NEVER)
+            lost = (row >= 0) & (times == NEVER)
+            ready[i, waiters] = np.maximum.reduceat(times, starts)
+            order = np.argsort(times, kind="stable")
+            order = order[times[order] != NEVER]
+            binding[i, rules.wait_task[order]] = sender[np.maximum(row, 0), rules.wait_event][order]
+            binding_row[i, rules.wait_task[order]] = row[order]
+            unknown = rules.wait_task[lost]
+            ready[i, unknown], binding[i, unknown], binding_row[i, unknown] = ALWAYS, -1, -1
+    if n:
+        gate = np.where(issue == NEVER, ALWAYS, issue).min(1, initial=ALWAYS)
+        ready = np.maximum(ready, gate[:, None])
+    return Observed(
+        protocol=rules,
+        rank=rank,
+        iterations=iterations,
+        issue=issue,
+        fetch=cells["fetch_ns"],
+        start=cells["start_ns"],
+        begin=cells["begin_ns"],
+        end=end,
+        done=cells["done_ns"],
+        worker=cells["worker"],
+        happened=happened,
+        sender=sender,
+        ready=ready,
+        binding=binding,
+        binding_row=binding_row,
+    )
