@@ -1,45 +1,276 @@
-"""The CUDA device: compiling for it, loading, launching. cuda.core is imported only where it is used."""
+"""The CUDA device: compiling for it, loading, launching. cuda.core and torch's CUDA are touched only when called."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import re
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpklab.errors import EnvError
+import numpy as np
+import numpy.typing as npt
+
+from mpklab import env
+from mpklab.errors import BuildError, EnvError, RunError, need_package
+
+COMPILERS = ("nvrtc", "nvcc")
+# Features that only one generation has are behind the `a` targets (bulk copies with hints, wgmma).
+ARCHITECTURES = {(9, 0): "sm_90a", (10, 0): "sm_100a"}
+
+
+def _cuda_core() -> Any:
+    try:
+        import cuda.core as core
+    except ImportError as error:
+        raise need_package("cuda-core", "the CUDA backend", "cuda") from error
+    return core
+
+
+def _driver() -> Any:
+    _cuda_core()
+    from cuda.bindings import driver
+
+    return driver
+
+
+def _check(result: tuple[Any, ...], what: str) -> Any:
+    """The value of a driver call, or RunError with the driver's own words."""
+    status, *value = result
+    driver = _driver()
+    if status != driver.CUresult.CUDA_SUCCESS:
+        _, text = driver.cuGetErrorString(status)
+        raise RunError(f"{what} failed: {text.decode() if text else status}")
+    return value[0] if value else None
 
 
 def architecture() -> str:
     """The device at hand as a compiler names it, `sm_90a`."""
-    raise EnvError("the CUDA backend is not there yet")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise EnvError("no CUDA device: torch.cuda.is_available() is false. `mpklab doctor` says what is missing")
+    found = torch.cuda.get_device_capability()
+    if found < (8, 0):
+        raise EnvError(f"compute capability {found[0]}.{found[1]} is too old: the CUDA backend needs 8.0")
+    return ARCHITECTURES.get(found, f"sm_{found[0]}{found[1]}")
 
 
+@functools.cache
 def compiler_version(compiler: str) -> str:
     """Name and version of "nvrtc" or "nvcc", for the cache key."""
-    raise EnvError("the CUDA backend is not there yet")
+    if compiler not in COMPILERS:
+        raise EnvError(f"a CUDA compiler is one of {', '.join(COMPILERS)}, not {compiler!r}")
+    if compiler == "nvcc":
+        path = _nvcc()
+        text = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+        return "nvcc " + (re.search(r"V([\d.]+)", text) or [text, text])[1]
+    _cuda_core()
+    from cuda.bindings import nvrtc
+
+    _, major, minor = nvrtc.nvrtcVersion()
+    return f"nvrtc {major}.{minor}"
+
+
+def _nvcc() -> str:
+    path = env.nvcc_path()
+    if path is None:
+        raise EnvError('compiler="nvcc" was asked for, and there is no nvcc: install a CUDA toolkit, or use the default, nvrtc')
+    return path
 
 
 def compile_options(compiler: str, arch: str) -> list[str]:
     """The options a source is compiled with, for the cache key."""
-    raise EnvError("the CUDA backend is not there yet")
+    if compiler == "nvcc":
+        number = arch.removeprefix("sm_")
+        return [f"-gencode=arch=compute_{number},code={arch}", "-std=c++20", "-O3", "-lineinfo", "-Xptxas=-v", "-cubin"]
+    return [f"--gpu-architecture={arch}", "--std=c++20", "--device-as-default-execution-space", "--generate-line-info"]
+
+
+def _include_folders() -> list[str]:
+    """Ours, and those of the CUDA headers: beside the wheels that torch brings, or a toolkit's."""
+    folders = [str(env.csrc_folder() / "include")]
+    try:
+        import nvidia
+    except ImportError:
+        return folders
+    for root in nvidia.__path__:
+        folders += [str(p) for p in sorted(Path(root).glob("*/include")) if (p / "cuda_runtime.h").exists()]
+    return folders
 
 
 def compile_cubin(text: str, arch: str, compiler: str, folder: Path) -> tuple[bytes, str]:
-    """Cubin and log; BuildError when the compiler refuses."""
-    raise EnvError("the CUDA backend is not there yet")
+    """Cubin and log (registers, spills, shared memory); BuildError when the compiler refuses. `folder` keeps the files."""
+    if compiler == "nvcc":
+        line = [_nvcc(), *compile_options(compiler, arch), f"-I{env.csrc_folder() / 'include'}"]
+        line += [str(folder / "kernel.cu"), "-o", str(folder / "nvcc.cubin")]
+        done = subprocess.run(line, capture_output=True, text=True)
+        log = " ".join(line) + "\n" + done.stdout + done.stderr
+        if done.returncode:
+            raise _refused(log, " ".join(line), folder)
+        return (folder / "nvcc.cubin").read_bytes(), log
+    _cuda_core()
+    from cuda.bindings import nvrtc
+
+    options = [o.encode() for o in compile_options(compiler, arch)]
+    options += [f"-I{folder}".encode() for folder in _include_folders()]
+    status, program = nvrtc.nvrtcCreateProgram(text.encode(), b"kernel.cu", 0, [], [])
+    if int(status):
+        raise BuildError(f"NVRTC would not take the source: {status}")
+    status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
+    log = "nvrtc " + " ".join(o.decode() for o in options) + "\n"
+    _, size = nvrtc.nvrtcGetProgramLogSize(program)
+    if size > 1:
+        words = b" " * size
+        nvrtc.nvrtcGetProgramLog(program, words)
+        log += words.decode(errors="replace").rstrip("\0 ")
+    if int(status):
+        nvrtc.nvrtcDestroyProgram(program)
+        raise _refused(log, log.splitlines()[0], folder)
+    _, size = nvrtc.nvrtcGetCUBINSize(program)
+    binary = b" " * size
+    nvrtc.nvrtcGetCUBIN(program, binary)
+    _, size = nvrtc.nvrtcGetPTXSize(program)
+    ptx = b" " * size
+    nvrtc.nvrtcGetPTX(program, ptx)
+    (folder / "kernel.ptx").write_bytes(ptx.rstrip(b"\0 "))
+    nvrtc.nvrtcDestroyProgram(program)
+    return binary, log
+
+
+def _refused(log: str, command: str, folder: Path) -> BuildError:
+    (folder / "build.log").write_text(log)
+    lines = log.splitlines()
+    at = next((i for i, line in enumerate(lines) if "error" in line), max(0, len(lines) - 8))
+    first = "\n".join(lines[max(0, at - 2) : at + 6])
+    return BuildError(f"the CUDA compiler failed:\n{first}\nthe whole log is in {folder}/build.log", command, log, str(folder))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A kernel on the device: its function and what it uses of an SM. Sizes in bytes."""
+
+    module: Any
+    function: Any
+    registers: int
+    spill_bytes: int
+    static_shared_bytes: int
+    max_threads: int
+
+
+@functools.cache
+def load(file: Path, dynamic_bytes: int) -> Loaded:
+    """Load a cubin in torch's context and allow it the shared memory it wants; RunError with needed and free bytes."""
+    import torch
+
+    torch.cuda.current_stream()
+    torch.zeros(1, device="cuda")  # makes the context current
+    driver = _driver()
+    module = _check(driver.cuModuleLoadData(file.read_bytes()), f"loading {file}")
+    function = _check(driver.cuModuleGetFunction(module, b"mpk_kernel"), "finding mpk_kernel")
+    attribute = driver.CUfunction_attribute
+
+    def get(which: Any) -> int:
+        return int(_check(driver.cuFuncGetAttribute(which, function), "asking for a kernel's attributes"))
+
+    static = get(attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
+    limit = int(torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin)
+    if static + dynamic_bytes > limit:
+        raise RunError(
+            f"the kernel needs {static} + {dynamic_bytes} bytes of shared memory, an SM gives {limit}: "
+            "use fewer pages (lower(…, pages=…))"
+        )
+    _check(
+        driver.cuFuncSetAttribute(function, attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, dynamic_bytes),
+        "raising the shared memory limit",
+    )
+    return Loaded(
+        module,
+        function,
+        get(attribute.CU_FUNC_ATTRIBUTE_NUM_REGS),
+        get(attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES),
+        static,
+        get(attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK),
+    )
 
 
 def clock_hz() -> float:
-    """The SM clock's nominal rate."""
-    raise EnvError("the CUDA backend is not there yet")
+    """The SM clock's highest rate; the anchors in every lane give the real one."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return float(getattr(properties, "clock_rate", 0) or 1_980_000) * 1e3
 
 
 def facts() -> dict[str, Any]:
-    """Driver, clocks, power cap and throttle reasons, for the stamp."""
-    raise EnvError("the CUDA backend is not there yet")
+    """Driver, clocks, power cap and throttle reasons, for the stamp; what nvidia-smi does not say is left out."""
+    fields = ("driver_version", "clocks.sm", "clocks.mem", "power.limit", "temperature.gpu", "clocks_event_reasons.active")
+    line = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    values = [v.strip() for v in done.stdout.strip().split(",")]
+    return dict(zip(fields, values, strict=False)) if done.returncode == 0 else {}
 
 
 class Flight:
-    """One launch under way: `wait(seconds) -> bool`, `finish()`, `.seconds`, as run.host.HostFlight."""
+    """One launch under way on torch's current stream: a cooperative launch of one block per worker."""
 
-    def __init__(self, file: Path, launch: Any, workers: int, settings: Any):
-        raise EnvError("the CUDA backend is not there yet")
+    def __init__(self, file: Path, launch: npt.NDArray[np.void], workers: int, settings: Mapping[str, int]):
+        import torch
+
+        driver = _driver()
+        dynamic = settings["page_bytes"] * settings["pages"]
+        kernel = load(file, dynamic)
+        threads = 32 * (settings["consumer_warps"] + 1)
+        per_sm = int(
+            _check(
+                driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(kernel.function, threads, dynamic),
+                "asking for the occupancy",
+            )
+        )
+        sms = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+        if per_sm < 1 or workers > sms:
+            raise RunError(
+                f"{workers} workers of {threads} threads and {dynamic + kernel.static_shared_bytes} bytes of shared "
+                f"memory cannot all be resident on {sms} SMs (one worker an SM): assign(…, workers={sms})"
+            )
+        self._launch = launch
+        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream = torch.cuda.current_stream()
+        torch.cuda.synchronize()  # tables and inputs are in place, and no other kernel holds an SM
+        self._begin.record(stream)
+        parameters = (ctypes.c_void_p * 1)(launch.ctypes.data)
+        _check(
+            driver.cuLaunchCooperativeKernel(
+                kernel.function, workers, 1, 1, threads, 1, 1, dynamic, stream.cuda_stream, ctypes.addressof(parameters)
+            ),
+            "launching the kernel",
+        )
+        self._end.record(stream)
+        self.seconds = 0.0
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended, after at most so long."""
+        until = time.perf_counter() + seconds
+        while not self._end.query():
+            if time.perf_counter() >= until:
+                return False
+            time.sleep(5e-5)
+        return True
+
+    def finish(self) -> None:
+        """Wait for the end and take the time; RunError when the kernel crashed."""
+        import torch
+
+        try:
+            self._end.synchronize()
+        except RuntimeError as error:
+            raise RunError(f"the kernel crashed on the device: {error}") from error
+        self.seconds = self._begin.elapsed_time(self._end) / 1e3
+        torch.cuda.synchronize()

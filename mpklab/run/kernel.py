@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mpklab import builder, device
-from mpklab.codegen import Source, Tables, emit, pack
+from mpklab.codegen import Source, Tables, device_settings, emit, pack
 from mpklab.errors import RunError
 from mpklab.graph import Graph
 from mpklab.models import Model
@@ -163,7 +163,7 @@ class Kernel(Presented):
             machine = self.schedule.tasks.machine
             cpus = machine.cpus if len(machine.cpus) == self.schedule.workers else ()
             return HostFlight(library.file, launch, level, cpus)
-        return device.Flight(library.file, launch, self.schedule.workers, self.schedule.tasks.plan.settings)
+        return device.Flight(library.file, launch, self.schedule.workers, device_settings(self.schedule.tasks.plan.settings))
 
     def new_session(self, **values: Any) -> Session:
         """Fresh state and outputs over the same weights."""
