@@ -158,25 +158,24 @@ def _generate(args: argparse.Namespace) -> int:
     import mpklab as mk
 
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    machine = mk.Machine.detect() if args.workers is None else mk.Machine.cpu(workers=args.workers)
-    kernel = mk.compile(
-        args.model, machine=machine, mode=args.mode, policy=args.policy, dtype=args.dtype, progress=not args.json
-    )
+    machine = None if args.workers is None else mk.Machine.cpu(workers=args.workers)
+    quiet = {"report": lambda *_: None} if args.json else {}
+    kernel = mk.compile(args.model, machine=machine, mode=args.mode, policy=args.policy, dtype=args.dtype, **quiet)
     answer = kernel.generate(
         prompt,
         max_new_tokens=args.max_new_tokens,
         raw=args.raw,
         profile=args.level if args.profile else 0,
-        on_text=None if args.json else lambda piece: print(piece, end="", flush=True),
+        on_token=None if args.json else lambda _, piece: print(piece, end="", flush=True),
     )
-    if args.profile:
+    if args.profile and answer.profile:
         answer.profile.save(args.profile)
     if args.json:
         print(json.dumps({"tokens": list(answer.tokens), "text": answer.text, "seconds": answer.seconds}))
     else:
         print()
-        rate = f"{len(answer.tokens)} tokens in {answer.seconds:.2f} s"
-        print(f"[{rate}{f', recorded in {args.profile}' if args.profile else ''}]", file=sys.stderr)
+        rate = f"{len(answer.tokens)} tokens in {answer.seconds:.2f} s, {answer.tokens_per_second:.1f} a second"
+        print(f"[{rate}{f'; recorded in {args.profile}' if args.profile else ''}]", file=sys.stderr)
     return 0
 
 
