@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ class Clock(enum.IntEnum):
     nanoseconds = 2
 
 
-def _struct(*fields: tuple[str, str] | tuple[str, str, int]) -> np.dtype:
+def _struct(*fields: tuple[str, Any] | tuple[str, Any, int]) -> np.dtype:
     plain = [(f[0], f[1]) if len(f) == 2 else (f[0], f[1], (f[2],)) for f in fields]
     return np.dtype(plain, align=True)
 
@@ -167,7 +168,12 @@ SLOT = _struct(
 )
 SEGMENT = _struct(("base", "<u8"), ("begin", "<u4"), ("end", "<u4"))  # rows [begin, end) of the first axis
 STEP = _struct(
-    ("iteration", "<u4"), ("stop", "<u4"), ("table", "<u4"), ("reserved", "<u4"), ("dims", "<i4", MAX_DIMS), ("pad", "<u4", 4)
+    ("iteration", "<u4"),
+    ("stop", "<u4"),
+    ("table", "<u4"),
+    ("reserved", "<u4"),
+    ("dims", "<i4", MAX_DIMS),
+    ("pad", "<u4", 4),
 )
 FAULT = _struct(
     ("state", "<u4"),  # 0 none, 1 a wait outlasted the limit
@@ -328,7 +334,8 @@ def header() -> str:
         out += [_c_field(f, dtype.fields[f][0]) for f in dtype.names]
         out += ["};", f'static_assert(sizeof({name}) == {dtype.itemsize}, "{name}");']
         out += [
-            f'static_assert(__builtin_offsetof({name}, {f}) == {dtype.fields[f][1]}, "{name}.{f}");' for f in dtype.names
+            f'static_assert(__builtin_offsetof({name}, {f}) == {dtype.fields[f][1]}, "{name}.{f}");'
+            for f in dtype.names
         ]
     out += ["", "}  // namespace mpk", ""]
     return "\n".join(out)

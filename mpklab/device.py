@@ -79,7 +79,9 @@ def compiler_version(compiler: str) -> str:
 def _nvcc() -> str:
     path = env.nvcc_path()
     if path is None:
-        raise EnvError('compiler="nvcc" was asked for, and there is no nvcc: install a CUDA toolkit, or use the default, nvrtc')
+        raise EnvError(
+            'compiler="nvcc" was asked for, and there is no nvcc: install a CUDA toolkit, or use the default, nvrtc'
+        )
     return path
 
 
@@ -95,7 +97,7 @@ def _include_folders() -> list[str]:
     """Ours, and those of the CUDA headers: beside the wheels that torch brings, or a toolkit's."""
     folders = [str(env.csrc_folder() / "include")]
     try:
-        import nvidia
+        import nvidia  # type: ignore[import-untyped]
     except ImportError:
         return folders
     for root in nvidia.__path__:
@@ -147,7 +149,9 @@ def _refused(log: str, command: str, folder: Path) -> BuildError:
     lines = log.splitlines()
     at = next((i for i, line in enumerate(lines) if "error" in line), max(0, len(lines) - 8))
     first = "\n".join(lines[max(0, at - 2) : at + 6])
-    return BuildError(f"the CUDA compiler failed:\n{first}\nthe whole log is in {folder}/build.log", command, log, str(folder))
+    return BuildError(
+        f"the CUDA compiler failed:\n{first}\nthe whole log is in {folder}/build.log", command, log, str(folder)
+    )
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,14 @@ def clock_hz() -> float:
 
 def facts() -> dict[str, Any]:
     """Driver, clocks, power cap and throttle reasons, for the stamp; what nvidia-smi does not say is left out."""
-    fields = ("driver_version", "clocks.sm", "clocks.mem", "power.limit", "temperature.gpu", "clocks_event_reasons.active")
+    fields = (
+        "driver_version",
+        "clocks.sm",
+        "clocks.mem",
+        "power.limit",
+        "temperature.gpu",
+        "clocks_event_reasons.active",
+    )
     line = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"]
     try:
         done = subprocess.run(line, capture_output=True, text=True, timeout=10)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 
 from mpklab.errors import GraphError
 
-Extent = int | sympy.Expr
+Extent: TypeAlias = int | sympy.Expr
 
 
 class Dim(sympy.Symbol):

@@ -101,7 +101,9 @@ class Graph(Presented):
         for op in self.operators:
             if op.name == name:
                 return op
-        raise GraphError(f"graph {self.name!r} has no operator {name!r}: {suggest(name, (o.name for o in self.operators))}")
+        raise GraphError(
+            f"graph {self.name!r} has no operator {name!r}: {suggest(name, (o.name for o in self.operators))}"
+        )
 
     def writers(self, tensor: str) -> tuple[Operator, ...]:
         return tuple(o for o in self.operators if any(o.operands[k] == tensor for k in o.outputs))
@@ -198,7 +200,8 @@ class Graph(Presented):
                 for t in data["tensors"]
             }
             operators = tuple(
-                Operator(o["name"], o["op"], dict(o["operands"]), dict(o["attrs"]), o["layer"]) for o in data["operators"]
+                Operator(o["name"], o["op"], dict(o["operands"]), dict(o["attrs"]), o["layer"])
+                for o in data["operators"]
             )
             return Graph(data["name"], tensors, operators, data["meta"])
         except (KeyError, TypeError, AttributeError) as error:
@@ -225,7 +228,9 @@ def _expression(text: str, dims: Mapping[str, Dim]) -> sympy.Expr:
     """Sizes in files are a dim or `integer*dim`; nothing else is evaluated."""
     factor, _, name = text.rpartition("*")
     if name not in dims or not (factor == "" or factor.isdigit()):
-        raise GraphError(f"size {text!r} is neither an integer nor a known dim, nor an integer times one: {sorted(dims)}")
+        raise GraphError(
+            f"size {text!r} is neither an integer nor a known dim, nor an integer times one: {sorted(dims)}"
+        )
     return dims[name] * int(factor or 1)
 
 
@@ -266,10 +271,10 @@ def _check(graph: Graph) -> None:
         for k in o.inputs:
             if o.operands[k] not in ready:
                 raise GraphError(f"{o.name} ({o.op}): {k} reads {o.operands[k]!r} before any operator writes it")
-        for k, t in rules.infer(graph.node(o)).items():
+        for k, wanted in rules.infer(graph.node(o)).items():
             found = graph.tensors[o.operands[k]].type
-            if found != t:
-                raise GraphError(f"{o.name} ({o.op}): {k} must be {t}, but tensor {o.operands[k]!r} is {found}")
+            if found != wanted:
+                raise GraphError(f"{o.name} ({o.op}): {k} must be {wanted}, but tensor {o.operands[k]!r} is {found}")
         for k in o.outputs:
             t = graph.tensors[o.operands[k]]
             if t.role in ("input", "weight"):
@@ -300,7 +305,9 @@ class GraphBuilder:
         """Declare a tensor; the same declaration twice is the same tensor."""
         t = Tensor(name, tuple(shape), dtype, role)
         if self._tensors.setdefault(name, t) != t:
-            raise GraphError(f"tensor {name!r} exists as {self._tensors[name]} ({self._tensors[name].role}), not {t} ({role})")
+            raise GraphError(
+                f"tensor {name!r} exists as {self._tensors[name]} ({self._tensors[name].role}), not {t} ({role})"
+            )
         return t
 
     def input(self, name: str, shape: tuple[Extent, ...], dtype: str = "float32") -> Tensor:
@@ -317,7 +324,9 @@ class GraphBuilder:
             raise AttributeError(f"GraphBuilder has no operator {op!r}: {suggest(op, REGISTRY.ops)}")
         return lambda name, **keywords: self.add_operator(op, name, **keywords)
 
-    def add_operator(self, op: str, name: str, *, layer: int | None = None, role: str = "activation", **keywords: Any) -> Any:
+    def add_operator(
+        self, op: str, name: str, *, layer: int | None = None, role: str = "activation", **keywords: Any
+    ) -> Any:
         rules = REGISTRY.ops[op]
         known = {o.name for o in rules.operands}
         operands: dict[str, str] = {}
@@ -350,4 +359,3 @@ class GraphBuilder:
     def build(self) -> Graph:
         """The finished graph, checked as a whole."""
         return Graph(self._name, self._tensors, tuple(self._operators), self._meta)
-

@@ -124,7 +124,9 @@ class Schedule(Presented):
                         arrays[name] = np.lib.format.read_array(f, allow_pickle=False)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise ScheduleError(f"{path} is not a saved schedule: {error}") from error
-        return _checked(Schedule(tasks, head["mode"], head["policy"], head["workers"], **arrays))
+        return _checked(
+            Schedule(tasks, head["mode"], head["policy"], head["workers"], arrays["worker"], arrays["position"])
+        )
 
     def __str__(self) -> str:
         load = np.bincount(self.worker, weights=self.tasks.bytes, minlength=self.workers)
@@ -135,7 +137,9 @@ class Schedule(Presented):
         )
 
 
-def assign(tasks: TaskGraph, mode: str = "static", policy: str | Policy = "locality", workers: int | None = None) -> Schedule:
+def assign(
+    tasks: TaskGraph, mode: str = "static", policy: str | Policy = "locality", workers: int | None = None
+) -> Schedule:
     """Give every task a worker and a place in its queue.
 
     `policy` is a name in POLICIES or a function (tasks, workers) → a worker per task (order: task id), or a sequence of
@@ -238,7 +242,9 @@ def list_scheduling(tasks: TaskGraph, workers: int) -> list[list[int]]:
     consumer = np.repeat(np.arange(len(tasks)), np.diff(tasks.wait_first))
     open_waits = np.bincount(consumer[same], minlength=len(tasks))
     order = np.argsort(tasks.wait_event[same], kind="stable")
-    waiting = np.split(consumer[same][order], np.cumsum(np.bincount(tasks.wait_event[same], minlength=len(tasks.need)))[:-1])
+    waiting = np.split(
+        consumer[same][order], np.cumsum(np.bincount(tasks.wait_event[same], minlength=len(tasks.need)))[:-1]
+    )
     missing = tasks.need.copy()
     free = [(0.0, w) for w in range(workers)]
     ready: list[tuple[float, int]] = [(-ahead[t], int(t)) for t in np.flatnonzero(open_waits == 0)]

@@ -172,7 +172,7 @@ class TaskGraph(Presented):
         return pd.DataFrame(
             {
                 "task": np.arange(len(self)),
-                "operator": pd.Categorical.from_codes(o, [x.name for x in self.operators]),
+                "operator": pd.Categorical([self.operators[i].name for i in o], [x.name for x in self.operators]),
                 "op": [self.operators[i].op for i in o],
                 "layer": [-1 if self.operators[i].layer is None else self.operators[i].layer for i in o],
                 "tile": np.arange(len(self)) - self.first[o],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mpklab.dims import Extent
 from mpklab.errors import GraphError
-from mpklab.graph import Graph, GraphBuilder
+from mpklab.graph import Graph, GraphBuilder, Tensor
 
 if TYPE_CHECKING:
     from mpklab.models.config import Config
@@ -40,7 +40,7 @@ def decode_graph(
     for i in range(count):
         p = f"layer{i}"
 
-        def weight(name: str, *shape: int, prefix: str = p):
+        def weight(name: str, *shape: int, prefix: str = p) -> Tensor:
             return g.weight(f"{prefix}.{name}.weight", shape, dtype)
 
         y = g.rms_norm(f"{p}.input_norm", x=x, weight=weight("input_norm", h), eps=config.eps, layer=i)

@@ -47,7 +47,11 @@ class ArgmaxPartial(Op):
         )
 
     def block_graph(self, node: Node) -> tuple[Stage, ...]:
-        return (Stage("load", "x[:, tile]"), Stage("compute", "largest, lowest index"), Stage("store", "value, index[:, part]"))
+        return (
+            Stage("load", "x[:, tile]"),
+            Stage("compute", "largest, lowest index"),
+            Stage("store", "value, index[:, part]"),
+        )
 
     def thread_graph(self, node: Node) -> str:
         return "lanes along the tile, then lanes and warps reduced by (value, index)"

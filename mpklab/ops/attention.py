@@ -40,7 +40,9 @@ class Attention(Op):
         batch, kv_heads, context, d = k_cache.shape
         heads = node.attrs["heads"]
         kv = k_cache.sizes[1]
-        expect(heads > 0 and heads % kv == 0, node, f"heads ({heads}) must be a multiple of the cache's kv heads ({kv})")
+        expect(
+            heads > 0 and heads % kv == 0, node, f"heads ({heads}) must be a multiple of the cache's kv heads ({kv})"
+        )
         expect_shape(node, "v_cache", k_cache.shape, k_cache.dtype)
         expect_shape(node, "position", (batch,), "int32")
         expect_shape(node, "rope", (context, d), "float32")
@@ -124,7 +126,9 @@ class Attention(Op):
     def block_graph(self, node: Node) -> tuple[Stage, ...]:
         norm = "norm, " if "q_norm" in node.types else ""
         return (
-            Stage("load", "k_cache, v_cache rows of the split", "rows below the position wait only for the last iteration"),
+            Stage(
+                "load", "k_cache, v_cache rows of the split", "rows below the position wait only for the last iteration"
+            ),
             Stage("load", "q of the head group, k and v of the position"),
             Stage("compute", f"{norm}rope", "rotate-half, at the position"),
             Stage("store", "k_cache[pos], v_cache[pos]", "by the split that owns the position"),

@@ -148,8 +148,8 @@ class Tiles:
     words: npt.NDArray[np.int32]
     reads: tuple[Box, ...]
     writes: tuple[Box, ...]
-    flops: npt.NDArray[np.float64]
-    bytes: npt.NDArray[np.float64]
+    flops: npt.NDArray[np.floating[Any]]
+    bytes: npt.NDArray[np.floating[Any]]
 
     def __len__(self) -> int:
         return len(self.words)

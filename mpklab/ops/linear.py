@@ -62,7 +62,11 @@ class Linear(Op):
             expect_shape(node, "norm_weight", (k,))
         if "bias" in node.types:
             expect_shape(node, "bias", (weight.shape[0],))
-        expect(("residual" in node.types) == (epilogue == "residual"), node, "the residual epilogue and operand go together")
+        expect(
+            ("residual" in node.types) == (epilogue == "residual"),
+            node,
+            "the residual epilogue and operand go together",
+        )
         if epilogue == "residual":
             expect_shape(node, "residual", (x.shape[0], n))
         out = {"out": TensorType((x.shape[0], n), node.attrs["out_dtype"] or weight.dtype)}
@@ -103,7 +107,9 @@ class Linear(Op):
             writes += [Box(name, (rows, at(index))) for name in ("value", "index")]
         batch = out.sizes[0]
         height = (hi - lo).astype(np.float64) * (2 if pair else 1)
-        moved = height * k * ITEM_BYTES[weight.dtype] + node.types["x"].bytes + (hi - lo) * batch * ITEM_BYTES[out.dtype]
+        moved = (
+            height * k * ITEM_BYTES[weight.dtype] + node.types["x"].bytes + (hi - lo) * batch * ITEM_BYTES[out.dtype]
+        )
         return Tiles(words(lo, hi, index, n=len(lo)), tuple(reads), tuple(writes), 2.0 * height * k * batch, moved)
 
     def variant(self, node: Node, tiling: Tiling) -> Variant:

@@ -58,7 +58,11 @@ class SiluMul(Op):
         )
 
     def block_graph(self, node: Node) -> tuple[Stage, ...]:
-        return (Stage("load", "gate[:, tile], up[:, tile]"), Stage("compute", "silu(gate) · up"), Stage("store", "out[:, tile]"))
+        return (
+            Stage("load", "gate[:, tile], up[:, tile]"),
+            Stage("compute", "silu(gate) · up"),
+            Stage("store", "out[:, tile]"),
+        )
 
     def thread_graph(self, node: Node) -> str:
         return "elementwise: lanes along the tile's columns"

@@ -102,7 +102,7 @@ class Session:
             pieces = [self._weight(p) for p in t.parts]
             if pieces and all(p is not None for p in pieces):
                 self._segments[t.name] = Memory(_segments([p for p in pieces if p is not None]), self.device)
-                self.tensors[t.name] = pieces[0]  # type: ignore[assignment]
+                self.tensors[t.name] = pieces[0]
             return
         found = self._weight(t.name)
         if found is not None:
@@ -126,7 +126,9 @@ class Session:
                 f"{str(value.dtype).removeprefix('torch.')}[{'×'.join(map(str, value.shape))}]"
             )
         if value.device.type != self.device:
-            raise RunError(f"{t.name} is on {value.device}, the kernel runs on {self.device}: move it with .to({self.device!r})")
+            raise RunError(
+                f"{t.name} is on {value.device}, the kernel runs on {self.device}: move it with .to({self.device!r})"
+            )
         return value if value.is_contiguous() else value.contiguous()
 
     def bind(self, values: Mapping[str, Any]) -> None:
@@ -162,7 +164,9 @@ class Session:
             raise RunError(f"iterations must be at least 1, not {iterations}")
         missing = [n for n, t in kernel.graph.tensors.items() if n not in self.tensors and not _only_a_part(kernel, n)]
         if missing:
-            raise RunError(f"no value for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: give it to run(…)")
+            raise RunError(
+                f"no value for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: give it to run(…)"
+            )
         limit = wait_limit_s or env.wait_limit_s(DEFAULT_WAIT_LIMIT_S[kernel.backend])
         memory = self._launch_memory(iterations, window, dims, drop_signals, limit)
         host_view = memory.host.host()
