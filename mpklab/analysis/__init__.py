@@ -1,6 +1,27 @@
 """Analyses: from frames to answers; each takes a profile and gives a DataFrame."""
 
+from mpklab.analysis.handoffs import handoff, waits
 from mpklab.analysis.idle import bubbles
+from mpklab.analysis.limits import bounds, efficiency
+from mpklab.analysis.load import imbalance, overlap, utilisation
 from mpklab.analysis.paths import blame, critical_path
+from mpklab.analysis.rates import roofline
+from mpklab.analysis.repeats import diff, iterations, predicted, steady_state
 
-__all__ = ["blame", "bubbles", "critical_path"]
+__all__ = [
+    "blame",
+    "bounds",
+    "bubbles",
+    "critical_path",
+    "diff",
+    "efficiency",
+    "handoff",
+    "imbalance",
+    "iterations",
+    "overlap",
+    "predicted",
+    "roofline",
+    "steady_state",
+    "utilisation",
+    "waits",
+]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mpklab import abi
+from mpklab.analysis.intervals import Union
 from mpklab.analysis.observed import ALWAYS, Observed, observe
 from mpklab.errors import ProfileError, suggest
 from mpklab.frames import NEVER, decode, records
@@ -221,18 +222,10 @@ class _Idle:
         self.next_ready = _next_ready(profile, seen)
         # When some task was ready but nobody had taken it up yet.
         some = (seen.issue != NEVER) & (seen.ready != ALWAYS) & (seen.ready < seen.issue)
-        self.starts, self.ends, self.before = _union(seen.ready[some], seen.issue[some])
-
-    def measure(self, t: np.ndarray) -> np.ndarray:
-        """How long, up to t, some task was ready and not taken up."""
-        if not self.starts.size:
-            return np.zeros(t.size, np.int64)
-        i = np.searchsorted(self.starts, t, side="right") - 1
-        j = np.maximum(i, 0)
-        return np.where(i >= 0, self.before[j] + np.minimum(t, self.ends[j]) - self.starts[j], 0)
+        self.untaken = Union(seen.ready[some], seen.issue[some])
 
     def free(self, low: np.ndarray, high: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        ready = self.measure(high) - self.measure(low)
+        ready = self.untaken.within(low, high)
         return [("ready_elsewhere", ready), ("starved", high - low - ready)]
 
     def row(self, iteration: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -274,7 +267,7 @@ class _Idle:
         later = np.where(known_task, self.next_ready[row, safe], ALWAYS)
         free_until = np.clip(later, low, stop)
         running = np.where(known, np.clip(seen.start[safe_row, safe_cause], low, free_until), low)
-        ready = self.measure(running) - self.measure(low)
+        ready = self.untaken.within(low, running)
         local = ~remote
         lone = np.where(known, 0, high - low)  # no record of what was waited for
         return [
@@ -349,15 +342,3 @@ def _next_ready(profile: Profile, seen: Observed) -> np.ndarray:
         behind = np.r_[ALWAYS, sorted_ready[running[:-1]]]
         out[i, order] = np.where(new, ALWAYS, behind)
     return out
-
-
-def _union(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Intervals merged where they touch: starts, ends, and the total length before each."""
-    order = np.argsort(begin, kind="stable")
-    begin, reach = begin[order], np.maximum.accumulate(end[order]) if end.size else end
-    if not begin.size:
-        return begin, reach, begin
-    new = np.r_[True, begin[1:] > reach[:-1]]
-    starts = begin[new]
-    ends = reach[np.r_[np.nonzero(new)[0][1:] - 1, begin.size - 1]]
-    return starts, ends, np.r_[0, np.cumsum(ends - starts)[:-1]]
