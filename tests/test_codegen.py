@@ -1,0 +1,60 @@
+"""Entry files and packed tables: short, the same for equal variants, and true to the schedule."""
+
+import numpy as np
+import pytest
+
+from mpklab import abi
+from mpklab.codegen import emit, pack
+from mpklab.errors import BuildError
+from mpklab.machine import Machine
+from mpklab.models.catalog import named
+from mpklab.models.decoder import decode_graph
+from mpklab.schedule import POLICIES, assign
+from mpklab.tasks import lower
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return lower(decode_graph(named("tiny"), context=64), Machine.cpu(3))
+
+
+def test_source_is_short_and_blind_to_the_schedule(tasks):
+    texts = {emit(assign(tasks, policy=p)).text for p in POLICIES}
+    assert len(texts) == 1
+    (text,) = texts
+    assert len(text.splitlines()) <= 20 + len(tasks.variants)
+    assert "decode" not in text
+
+
+def test_cuda_source_names_its_settings():
+    tasks = lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), pages=4)
+    text = emit(assign(tasks), level=2).text
+    assert "run_device<Kernel, 2, 16, 32768, 4>" in text
+    with pytest.raises(BuildError, match="page_count"):
+        emit(assign(lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), page_count=4)))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_tables_say_what_the_schedule_says(tasks, policy):
+    schedule = assign(tasks, policy=policy)
+    tables = pack(schedule)
+    for w, queue in enumerate(schedule.queues):
+        entries = tables.entries[tables.queues[w] : tables.queues[w + 1]]
+        np.testing.assert_array_equal(entries["task"], queue)
+    assert tables.tasks.dtype == abi.TASK
+    np.testing.assert_array_equal(tables.tasks["n_waits"], np.diff(tasks.wait_first))
+    given = np.bincount(tables.signals["event"], weights=tables.signals["weight"], minlength=len(tables.events))
+    np.testing.assert_array_equal(given, tables.events["need"])
+    steps = np.flatnonzero(tables.tasks["flags"] & abi.TaskFlag.step)
+    assert steps.tolist() == [tasks.step_task]
+
+
+def test_operands_stand_in_slot_order(tasks):
+    tables = pack(assign(tasks))
+    task = tables.tasks[tasks.tasks_of("layer0.o_proj")[0]]
+    named_slots = [tables.slots[i] for i in task["slots"][:5]]
+    operands = tasks.graph.operator("layer0.o_proj").operands
+    assert named_slots[0] == operands["x"]
+    assert named_slots[1] == operands["weight"]
+    assert named_slots[2] == operands["out"]
+    assert named_slots[4] == operands["residual"]
