@@ -17,6 +17,7 @@ import numpy as np
 
 from mpklab import abi
 from mpklab.errors import ProfileError, suggest
+from mpklab.presented import Presented
 
 FORMAT = "mpkprof"
 FORMAT_VERSION = 1
@@ -57,7 +58,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class Profile:
+class Profile(Presented):
     """Raw lanes and everything they refer to. All arrays are read-only; ids are indices into the tables below.
 
     lanes            uint8[n_ranks * n_workers * lanes_per_worker * (64 + 8 * lane_capacity)], as the device wrote it:
