@@ -4,8 +4,32 @@ from __future__ import annotations
 
 # Readable for colour-blind readers (after Paul Tol's bright and muted sets); the second list is for dark backgrounds.
 PALETTE = {
-    "light": ["#4477AA", "#EE6677", "#228833", "#CCBB44", "#AA3377", "#EE8844", "#44AA99", "#882255", "#999933", "#5544AA", "#66BBDD"],
-    "dark": ["#6FA8DC", "#F4838F", "#5FBF6B", "#E3D36B", "#D77BB0", "#F5A66B", "#6FCFC0", "#C96A94", "#C2C264", "#9A8CF0", "#8ADCF5"],
+    "light": [
+        "#4477AA",
+        "#EE6677",
+        "#228833",
+        "#CCBB44",
+        "#AA3377",
+        "#EE8844",
+        "#44AA99",
+        "#882255",
+        "#999933",
+        "#5544AA",
+        "#66BBDD",
+    ],
+    "dark": [
+        "#6FA8DC",
+        "#F4838F",
+        "#5FBF6B",
+        "#E3D36B",
+        "#D77BB0",
+        "#F5A66B",
+        "#6FCFC0",
+        "#C96A94",
+        "#C2C264",
+        "#9A8CF0",
+        "#8ADCF5",
+    ],
 }
 # Operator kinds that keep their colour in every picture; others follow in the order they come.
 KINDS = (

@@ -7,7 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-PHASES = ["iteration", "execute", "wait", "gather", "fetch", "signal", "step", "load", "ring", "load_wait", "operand", "push", "pop"]
+PHASES = [
+    "iteration",
+    "execute",
+    "wait",
+    "gather",
+    "fetch",
+    "signal",
+    "step",
+    "load",
+    "ring",
+    "load_wait",
+    "operand",
+    "push",
+    "pop",
+]
 LAYER_OPS = [
     ("qkv_proj", "linear", 9000), ("attention", "attention", 5000), ("attention_merge", "attention_merge", 1200),
     ("o_proj", "linear", 5000), ("gate_up_proj", "linear", 14000), ("down_proj", "linear", 8000),
@@ -22,7 +36,9 @@ def operators(layers: int) -> list[tuple[str, str, int]]:
     return [*table, ("lm_head", "linear", -1), ("argmax", "argmax_reduce", -1)]
 
 
-def make_spans(n_tasks: int = 2000, workers: int = 16, iterations: int = 2, level: int = 2, seed: int = 0, rank: int = 0) -> pd.DataFrame:
+def make_spans(
+    n_tasks: int = 2000, workers: int = 16, iterations: int = 2, level: int = 2, seed: int = 0, rank: int = 0
+) -> pd.DataFrame:
     """About `n_tasks` tasks over all iterations; five spans a task at level 2, one at level 1, a loader lane at level 3."""
     rng = np.random.default_rng(seed)
     per_iteration = max(1, n_tasks // iterations)
@@ -30,12 +46,16 @@ def make_spans(n_tasks: int = 2000, workers: int = 16, iterations: int = 2, leve
     ops = operators(layers)
     n_ops = len(ops)
     base = np.array([2000, *([t for _, _, t in LAYER_OPS] * layers), 20000, 1500][:n_ops], float)
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("worker", "role", "phase", "iteration", "task", "op", "event", "begin", "end")}
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("worker", "role", "phase", "iteration", "task", "op", "event", "begin", "end")
+    }
 
     def put(worker, role, phase, iteration, task, op, event, begin, end):
         size = begin.size
         for name, value in zip(columns, (worker, role, phase, iteration, task, op, event, begin, end), strict=True):
-            columns[name].append(np.broadcast_to(np.asarray(value), size).ravel() if np.ndim(value) == 0 else np.asarray(value).ravel())
+            columns[name].append(
+                np.broadcast_to(np.asarray(value), size).ravel() if np.ndim(value) == 0 else np.asarray(value).ravel()
+            )
 
     at = rng.integers(0, 300, workers).astype(float)
     ids = np.arange(workers)
@@ -59,7 +79,17 @@ def make_spans(n_tasks: int = 2000, workers: int = 16, iterations: int = 2, leve
             if level >= 3:
                 put(ids, 1, PHASES.index("load"), iteration, task, op, -1, at, at + 0.5 * (done - at))
                 put(ids, 1, PHASES.index("ring"), iteration, task, op, -1, at + 0.5 * (done - at), done)
-                put(ids, 0, PHASES.index("operand"), iteration, task, op, -1, gather + 0.1 * (done - gather), gather + 0.3 * (done - gather))
+                put(
+                    ids,
+                    0,
+                    PHASES.index("operand"),
+                    iteration,
+                    task,
+                    op,
+                    -1,
+                    gather + 0.1 * (done - gather),
+                    gather + 0.3 * (done - gather),
+                )
             put(ids, 0, PHASES.index("execute"), iteration, task, op, -1, gather, done)
             at = signal
         put(ids, 0, PHASES.index("iteration"), iteration, -1, -1, -1, start, at)

@@ -27,8 +27,7 @@ _FONT = dict(
         "Y\tHHHA444 Z\tV1248GV .\t00000CC ,\t0000C48 :\t0CC0CC0 -\t000E000 _\t000000V +\t044V440 /\t01248G0 %\tOP248J3 "
         "(\t2488842 )\t8422248 =\t00V0V00 #\tAAVAVAA *\t04LEL40 |\t4444444 <\t248G842 >\t8421248 ?\tEH12404 [\tE88888E "
         "]\tE22222E ×\t00HA4AH …\t000000L ·\t0004000 ;\t0CC0C48 '\t4400000 !\t4444404 &\t8KK8LID"
-    )
-    .split(" ")
+    ).split(" ")
 )
 _BOX = "VHHHHHV"
 
@@ -70,7 +69,11 @@ class Picture:
                     bits = int(digit, 32)
                     for column in range(5):
                         px, py = x + column, y + row
-                        if bits >> (4 - column) & 1 and 0 <= px < self.pixels.shape[1] and 0 <= py < self.pixels.shape[0]:
+                        if (
+                            bits >> (4 - column) & 1
+                            and 0 <= px < self.pixels.shape[1]
+                            and 0 <= py < self.pixels.shape[0]
+                        ):
                             self.pixels[py, px] = colour
             x += 6
 

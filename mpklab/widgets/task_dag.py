@@ -79,7 +79,9 @@ def read_tasks(tasks: Any) -> TaskTable:
         tile=np.asarray(tasks.tile),
         values={"bytes": np.asarray(tasks.bytes, float), "flops": np.asarray(tasks.flops, float)},
         edges=tuple(
-            Edges(int(e.producer), int(e.consumer), str(e.tensor), str(e.kind), int(e.lag), _ints(e.begin), _ints(e.end))
+            Edges(
+                int(e.producer), int(e.consumer), str(e.tensor), str(e.kind), int(e.lag), _ints(e.begin), _ints(e.end)
+            )
             for e in tasks.edges
         ),
         waits=waits,
@@ -107,10 +109,22 @@ def read_profile(profile: Any) -> TaskTable:
         tile=np.asarray(profile.tasks["tile"]),
         values={"bytes": np.asarray(profile.tasks["bytes"], float), "flops": np.asarray(profile.tasks["flops"], float)},
         edges=tuple(
-            Edges(int(e["producer"]), int(e["consumer"]), str(e["tensor"]), str(e["kind"]), int(e["lag"]), _ints(e["begin"]), _ints(e["end"]))
+            Edges(
+                int(e["producer"]),
+                int(e["consumer"]),
+                str(e["tensor"]),
+                str(e["kind"]),
+                int(e["lag"]),
+                _ints(e["begin"]),
+                _ints(e["end"]),
+            )
             for e in profile.edges
         ),
-        waits=(_ints(profile.waits["wait_begin"]), _ints(profile.waits["wait_event"]), _ints(profile.waits["wait_lag"])),
+        waits=(
+            _ints(profile.waits["wait_begin"]),
+            _ints(profile.waits["wait_event"]),
+            _ints(profile.waits["wait_lag"]),
+        ),
         events=(np.where(silent, -1, producer), np.where(silent, 0, low - base), np.where(silent, 0, high - low + 1)),
     )
 
@@ -164,14 +178,20 @@ def groups_of(table: TaskTable) -> tuple[Ints, tuple[str, ...]]:
     n_ops = len(table.names)
     if n_ops and (table.layers < 0).all():
         level = np.zeros(n_ops, np.int64)
-        for edges in sorted((e for e in table.edges if not e.lag and e.producer < e.consumer), key=lambda e: e.consumer):
+        for edges in sorted(
+            (e for e in table.edges if not e.lag and e.producer < e.consumer), key=lambda e: e.consumer
+        ):
             level[edges.consumer] = max(level[edges.consumer], level[edges.producer] + 1)
         used, group = np.unique(level, return_inverse=True)
         return _ints(group), tuple(f"level {int(k)}" for k in used)
     change = np.flatnonzero(np.r_[True, table.layers[1:] != table.layers[:-1]]) if n_ops else _ints([])
     group = _ints(np.cumsum(np.r_[0, (table.layers[1:] != table.layers[:-1]).astype(np.int64)])) if n_ops else _ints([])
     last = np.r_[change[1:], n_ops] - 1
-    outside = [name if a == b else f"{name} … {table.names[b]}" for a, b in zip(change, last, strict=True) for name in [table.names[a]]]
+    outside = [
+        name if a == b else f"{name} … {table.names[b]}"
+        for a, b in zip(change, last, strict=True)
+        for name in [table.names[a]]
+    ]
     layers = table.layers[change].tolist()
     return group, tuple(f"layer {k}" if k >= 0 else name for k, name in zip(layers, outside, strict=True))
 
@@ -249,7 +269,9 @@ class TaskDag(View):
                 {"name": name, "kind": kinds.index(kind), "layer": int(layer)}
                 for name, kind, layer in zip(table.names, table.kinds, table.layers, strict=True)
             ],
-            "kinds": [{"name": kind, "colour": colour} for kind, colour in zip(kinds, kind_colours(kinds), strict=True)],
+            "kinds": [
+                {"name": kind, "colour": colour} for kind, colour in zip(kinds, kind_colours(kinds), strict=True)
+            ],
             "groups": list(names),
             "across": across_of(table),
             "collapsed": table.n > MOST_UNFOLDED,
@@ -280,7 +302,9 @@ class TaskDag(View):
             whole = np.asarray(values)
             # Integers pack smaller and read exactly; ratios stay floats.
             plain = whole.dtype.kind != "f" or bool((whole == np.round(whole)).all() and (np.abs(whole) < 2**50).all())
-            columns[f"value{k}"] = Column(whole.astype(np.int64) if plain else np.where(np.isfinite(whole), whole, -1), delta=plain)
+            columns[f"value{k}"] = Column(
+                whole.astype(np.int64) if plain else np.where(np.isfinite(whole), whole, -1), delta=plain
+            )
         for k, path in enumerate(self.options["paths"].values()):
             columns[f"path{k}"] = Column(_ints(path), delta=True)
         if table.waits is not None and table.events is not None:
@@ -350,7 +374,12 @@ class TaskDag(View):
                 picture.pixels[22 + layout.y * scale // step + dy, 8 + layout.x * scale // step + dx] = palette[kind]
         if scale * TITLE >= 8:
             for name, (x, y, *_) in zip(table.names, layout.boxes.tolist(), strict=True):
-                picture.text(8 + x * scale, 22 + y * scale + 2, raster.shorten(name.split(".")[-1], layout.across * scale // 6), raster.FAINT)
+                picture.text(
+                    8 + x * scale,
+                    22 + y * scale + 2,
+                    raster.shorten(name.split(".")[-1], layout.across * scale // 6),
+                    raster.FAINT,
+                )
         for k, name in enumerate(kinds):
             picture.swatch(8 + (k % 6) * 140, high + 30 + 14 * (k // 6), colours[k], raster.shorten(name, 18))
         return picture

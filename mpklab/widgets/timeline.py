@@ -69,7 +69,7 @@ def _depths(lane: Ints, begin: Ints, end: Ints) -> Ints:
         free: list[int] = []
         for i in np.flatnonzero(lane == bad):
             level = next((k for k, until in enumerate(free) if until <= first[i]), len(free))
-            free[level:level + 1] = [int(last[i])]
+            free[level : level + 1] = [int(last[i])]
             depth[i] = level
     return depth
 
@@ -119,7 +119,11 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
     names = list(sources)
     ranks = int(rank.max()) + 1 if len(rank) else 1
     group_names = [
-        " · ".join(part for part in (names[key // ranks] if several else "", f"rank {key % ranks}" if ranks > 1 else "") if part)
+        " · ".join(
+            part
+            for part in (names[key // ranks] if several else "", f"rank {key % ranks}" if ranks > 1 else "")
+            if part
+        )
         for key in groups.tolist()
     ] or [""]
 
@@ -134,7 +138,9 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
         order = np.lexsort((begin[kept], depth, lane))
         kept, lane, depth = kept[order], lane[order], depth[order]
     n = len(kept)
-    starts = np.flatnonzero(np.r_[True, (lane[1:] != lane[:-1]) | (depth[1:] != depth[:-1])]) if n else np.zeros(0, np.int64)
+    starts = (
+        np.flatnonzero(np.r_[True, (lane[1:] != lane[:-1]) | (depth[1:] != depth[:-1])]) if n else np.zeros(0, np.int64)
+    )
     counts = np.diff(np.r_[starts, n])
     row_of = np.repeat(np.arange(len(starts)), counts)
     begin, end = begin[kept], end[kept]
@@ -247,7 +253,10 @@ def _iterations(iteration: Ints, begin: Ints, end: Ints, marks: NDArray[np.bool_
     high = np.zeros(len(numbers), np.int64)
     np.minimum.at(low, index, begin[chosen])
     np.maximum.at(high, index, end[chosen])
-    return [{"index": i, "begin": b, "end": e} for i, b, e in zip(numbers.tolist(), low.tolist(), high.tolist(), strict=True)]
+    return [
+        {"index": i, "begin": b, "end": e}
+        for i, b, e in zip(numbers.tolist(), low.tolist(), high.tolist(), strict=True)
+    ]
 
 
 class Timeline(View):
@@ -279,7 +288,12 @@ class Timeline(View):
         lanes, n = self.lanes, len(self.lanes.begin)
         if not n:
             return f"{self.title}: {lanes.meta['empty']}"
-        rows = len({(int(g), int(w)) for g, w in zip(lanes.columns["row_group"].values, lanes.columns["row_worker"].values, strict=True)})
+        rows = len(
+            {
+                (int(g), int(w))
+                for g, w in zip(lanes.columns["row_group"].values, lanes.columns["row_worker"].values, strict=True)
+            }
+        )
         phases = lanes.meta["phases"]
         took = np.bincount(lanes.phase, weights=(lanes.end - lanes.begin).astype(float), minlength=len(phases))
         busiest = sorted(((took[k], phase["name"]) for k, phase in enumerate(phases) if took[k] > 0), reverse=True)[:4]
@@ -324,7 +338,9 @@ def _picture(timeline: Timeline, width: int) -> raster.Picture:
         (len(shown), len(kinds) + len(phases), width - left - 8),
     )  # fmt: skip
     light = PALETTE["light"]
-    colours = [raster.rgb(light[k["colour"] % len(light)]) for k in kinds] + [raster.rgb(p["colour"][0]) for p in phases]
+    colours = [raster.rgb(light[k["colour"] % len(light)]) for k in kinds] + [
+        raster.rgb(p["colour"][0]) for p in phases
+    ]
     present = np.unique(classes[kept]).tolist()
     names = [k["name"] for k in kinds] + [p["name"] for p in phases]
     high = int(max(2, min(16, 360 // max(1, len(shown)))))
@@ -372,4 +388,3 @@ def timeline(
         "title": str(title), "color": color, "bounds": dict(bounds or {}), "error_ns": error_ns, "height": height, "empty": empty,
     }  # fmt: skip
     return Timeline(read_lanes(sources, extra, options), spans, str(title))
-

@@ -160,10 +160,10 @@ def _never_raise(make: Callable[[], Any], otherwise: Any) -> Any:
         return f"{otherwise} (could not be shown: {error})" if isinstance(otherwise, str) else otherwise
 
 
-def card(text: str, image: str | None) -> str:
-    """Script-free HTML that an untrusted, exported or printed notebook still shows."""
+def card(text: str, image: str | None, kind: str = "image/png") -> str:
+    """Script-free HTML that an untrusted, exported or printed notebook still shows; `image` is base64."""
     escaped = html.escape(text)
-    picture = f'<img src="data:image/png;base64,{image}" alt="{escaped}" style="max-width:100%">' if image else ""
+    picture = f'<img src="data:{kind};base64,{image}" alt="{escaped}" style="max-width:100%">' if image else ""
     return f'<figure style="margin:0">{picture}<figcaption>{escaped}</figcaption></figure>'
 
 

@@ -1,0 +1,36 @@
+// Timeline, task graph, operator graph and task table as one view with one selection, in the browser alone.
+import { Selection, button, make } from "./common.js";
+import { mountDag } from "./dag.js";
+import { mountGraph } from "./opgraph.js";
+import { mountTable } from "./table.js";
+import { mountTimeline } from "./timeline.js";
+
+/** The columns of one part: their names begin with the part's own. */
+export function columnsOf(columns, part) {
+  return Object.fromEntries(Object.entries(columns).filter(([name]) => name.startsWith(part + ".")).map(([name, values]) => [name.slice(part.length + 1), values]));
+}
+
+export function mountStudio(el, meta, columns, host = {}) {
+  const selection = host.selection ?? new Selection(), inner = { ...host, selection };
+  const status = make("span", { class: "mpk-hint", "aria-live": "polite" });
+  el.append(make("div", { class: "mpk-bar" }, make("h2", {}, meta.title), status, make("span", { class: "mpk-space" }),
+    button("Clear selection", "Select nothing", () => selection.set([]))));
+  for (const note of meta.notes) el.append(make("p", { class: "mpk-note" }, note));
+  const parts = {}, grid = make("div", { class: "mpk-grid" });
+  const area = (name, label) => {
+    const section = make("section", { class: `mpk-part mpk-part-${name}`, "aria-label": label });
+    grid.append(section);
+    return section;
+  };
+  el.append(grid);
+  if (meta.timeline) parts.timeline = mountTimeline(area("timeline", "Timeline"), meta.timeline, columnsOf(columns, "timeline"), inner);
+  if (meta.graph) parts.graph = mountGraph(area("graph", "Operator graph"), meta.graph, columnsOf(columns, "graph"), inner);
+  if (meta.dag) {
+    parts.dag = mountDag(area("dag", "Task graph"), meta.dag, columnsOf(columns, "dag"), inner);
+    parts.table = mountTable(area("table", "Tasks"), meta.dag, columnsOf(columns, "dag"), inner);
+  }
+  const tell = (ids) => { status.textContent = ids.size ? `${ids.size} task${ids.size > 1 ? "s" : ""} selected` : "Nothing selected: click a span, a tile, an operator or a row."; };
+  selection.on(tell, host.signal);
+  tell(selection.ids);
+  return { selection, ...parts, frames: parts.timeline?.frames ?? parts.dag?.frames ?? [] };
+}
