@@ -76,16 +76,19 @@ struct WorkContext {
   Step* next;     // the step task writes the next iteration's StepControl here, else null
   PageReader<S>& pages;
   Recorder<S::level>& recorder;
+  int index;  // of this thread
 
-  MPK_FN int thread() const { return int(threadIdx.x); }
-  MPK_FN int warp() const { return int(threadIdx.x) / 32; }
-  MPK_FN int lane() const { return int(threadIdx.x) % 32; }
+  MPK_FN int thread() const { return index; }
+  MPK_FN int warp() const { return index / 32; }
+  MPK_FN int lane() const { return index % 32; }
   // All consumer warps, and only they.
   MPK_FN void sync() const { ptx::named_barrier<S::threads>(1); }
 
   MPK_FN const Task& task() const { return described.task; }
   template <class T>
-  MPK_FN T* data(int operand) const { return (T*)described.bases[operand]; }
+  MPK_FN T* data(int operand) const {
+    return (T*)described.bases[operand];
+  }
   // A row of a tensor that may lie in several pieces.
   template <class T>
   MPK_FN const T* row(int operand, int index, int columns) const {
@@ -132,7 +135,9 @@ struct LoadContext {
   MPK_FN int lane() const { return int(threadIdx.x) % 32; }
   MPK_FN const Task& task() const { return described->task; }
   template <class T>
-  MPK_FN T* data(int operand) const { return (T*)described->bases[operand]; }
+  MPK_FN T* data(int operand) const {
+    return (T*)described->bases[operand];
+  }
   MPK_FN int rows(int dim, int most) const {
     if (dim < 0) return most;
     int live = step.dims[dim];
@@ -220,7 +225,8 @@ struct LoadContext {
     for (u32 i = 0; i < left; ++i) {
       if (last.page == 0) last.page = S::pages, last.parity ^= 1;
       --last.page;
-      while (!ptx::barrier_try(shared.ring.full + last.page, last.parity)) {}
+      while (!ptx::barrier_try(shared.ring.full + last.page, last.parity)) {
+      }
     }
   }
 
@@ -248,7 +254,8 @@ struct LoadContext {
   }
 };
 
-// `bytes` bytes of a matrix from its byte `byte` on, wherever its pieces lie; `row_bytes` is what one of its rows takes.
+// `bytes` bytes of a matrix from its byte `byte` on, wherever its pieces lie; `row_bytes` is what one of its rows
+// takes.
 template <class S>
 MPK_FN void copy_weights(LoadContext<S>& c, char* to, int operand, u64 row_bytes, u64 byte, u32 bytes) {
   const Slot& slot = ((const Slot*)c.launch.slots)[c.task().slots[operand]];

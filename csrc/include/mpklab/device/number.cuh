@@ -10,12 +10,19 @@ struct bf16 {
   u16 bits;
 };
 
-constexpr int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
-constexpr int smaller(int a, int b) { return a < b ? a : b; }
-constexpr int larger(int a, int b) { return a > b ? a : b; }
-constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
+#define MPK_SIZE __host__ __device__ constexpr int
+MPK_SIZE greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
+MPK_SIZE smaller(int a, int b) { return a < b ? a : b; }
+MPK_SIZE larger(int a, int b) { return a > b ? a : b; }
+MPK_SIZE largest(int a) { return a; }
+template <class... More>
+MPK_SIZE largest(int a, More... more) {
+  return larger(a, largest(more...));
+}
+MPK_SIZE divide_up(int a, int b) { return (a + b - 1) / b; }
 // The largest power of two that is at most n.
-constexpr int power_below(int n) { return n < 2 ? 1 : 2 * power_below(n / 2); }
+MPK_SIZE power_below(int n) { return n < 2 ? 1 : 2 * power_below(n / 2); }
+#undef MPK_SIZE
 
 template <class A, class B>
 constexpr bool same = false;
@@ -32,8 +39,10 @@ MPK_FN float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
 template <class T>
 MPK_FN T narrow(float x) {
-  if constexpr (same<T, bf16>) return bf16{ptx::to_bf16(x)};
-  else return x;
+  if constexpr (same<T, bf16>)
+    return bf16{ptx::to_bf16(x)};
+  else
+    return x;
 }
 
 // One element that another task may have written.

@@ -132,6 +132,13 @@ MPK_PTX unsigned sm_id() {
   return v;
 }
 
+// The same number, but the compiler cannot know: what is computed from it is computed where it is used, not kept in
+// registers from task to task.
+MPK_PTX int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Shared memory and its barriers.
 
 MPK_PTX unsigned shared_address(const void* at) { return unsigned(__cvta_generic_to_shared(at)); }
@@ -151,7 +158,8 @@ MPK_PTX void barrier_init_fence() {
 #endif
 }
 MPK_PTX void barrier_arrive(unsigned long long* barrier) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(shared_address(barrier))
+               : "memory");
 }
 // One try: true when the phase of this parity is over. From sm_90 on the thread may sleep a little inside.
 MPK_PTX bool barrier_try(unsigned long long* barrier, unsigned parity) {
@@ -173,7 +181,8 @@ MPK_PTX bool barrier_try(unsigned long long* barrier, unsigned parity) {
 #if MPK_BULK
 
 MPK_PTX void barrier_expect(unsigned long long* barrier, unsigned bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
 }
 MPK_PTX unsigned long long policy_evict_first() {
   unsigned long long policy;
@@ -186,10 +195,11 @@ MPK_PTX unsigned long long policy_evict_normal() {
   return policy;
 }
 // Multiples of 16 bytes, both addresses aligned to 16.
-MPK_PTX void bulk_copy(void* to, const void* from, unsigned bytes, unsigned long long* barrier, unsigned long long policy) {
+MPK_PTX void bulk_copy(void* to, const void* from, unsigned bytes, unsigned long long* barrier,
+                       unsigned long long policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
@@ -259,6 +269,14 @@ MPK_PTX uint4 load_transposed(unsigned address) {
 
 // Numbers.
 
+// A choice that stays a choice: the compiler makes an index into local memory of a chain of plain ones.
+MPK_PTX float select(bool first, float a, float b) {
+  float v;
+  asm("{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\nselp.f32 %0, %1, %2, p;\n}"
+      : "=f"(v)
+      : "f"(a), "f"(b), "r"(unsigned(first)));
+  return v;
+}
 // To nearest, ties to even: `low` ends up in the lower half.
 MPK_PTX unsigned pack_bf16(float low, float high) {
   unsigned v;

@@ -8,8 +8,6 @@ namespace mpk {
 // An operator whose consumers do everything once its events have happened.
 struct Plain {
   template <class C>
-  MPK_FN void prepare(C&) {}
-  template <class C>
   MPK_FN void gather(C&) {}
 };
 
@@ -18,11 +16,7 @@ struct Table;
 template <class... V>
 struct Table<Variants<V...>> {
   template <class S>
-  static constexpr int scratch_bytes() {
-    int most = 16;
-    ((most = larger(most, V::template scratch_bytes<S>())), ...);
-    return divide_up(most, 128) * 128;
-  }
+  static constexpr int scratch_bytes = divide_up(largest(16, V::template scratch_bytes<S>...), 128) * 128;
   // Calls visitor.template visit<V>() for the variant of this number.
   template <class Visit>
   static MPK_FN void call(u32 variant, Visit& visitor) {
@@ -42,7 +36,7 @@ struct Consumers {
   Recorder<S::level> recorder{};
   RingPosition<S> unused{};
   u32 at = 0, parity = 0;  // the next descriptor
-  bool goes_on = true, anchor_due = false;
+  bool anchor_due = false;
 
   static constexpr u64 long_wait = 1u << 29;  // cycles after which a clock anchor is written
 
@@ -55,42 +49,29 @@ struct Consumers {
       if (!begin_iteration()) return;
       for (u32 i = 0; i < queue_length; ++i) {
         if (!fetch()) return;
-        Table<K>::call(shared.tasks[at].task.variant, *this);
-        if (!goes_on) return;
+        const Descriptor& task = shared.tasks[at];
+        if (threadIdx.x < 32) begin_task(task);
+        sync();
+        if (shared.stop) return;
+        Table<K>::call(task.task.variant, *this);
+        sync();
+        if (threadIdx.x < 32) publish(task);
         if (++at == descriptors) at = 0, parity ^= 1;
       }
       if (first_thread()) recorder.template end<1>(Phase::iteration_, launch.first_iteration + run.iteration);
     }
   }
 
+  // One task, with its events behind it.
   template <class V>
   MPK_FN void visit() {
     const Descriptor& task = shared.tasks[at];
-    bool publishes = task.task.flags & u32(TaskFlag::step_);
-    Step* next = publishes ? &next_step(run) : nullptr;
-    WorkContext<S> context{launch, task, shared.step, scratch, next, pages, recorder};
+    Step* next = task.task.flags & u32(TaskFlag::step_) ? &next_step(run) : nullptr;
+    WorkContext<S> context{launch, task, shared.step, scratch, next, pages, recorder, ptx::opaque(int(threadIdx.x))};
     typename V::template Work<S> work;
-    work.prepare(context);
-    if (threadIdx.x < 32) {
-      bool passed = pass(task);
-      if (first_thread()) {
-        shared.stop = !passed;
-        if (publishes) prepare_step(run, shared.step);
-        if constexpr (S::level == 1) recorder.template begin<1>(Phase::execute_, task.id);
-        recorder.template next<2>(Phase::gather_, task.id);
-        write_anchor();
-      }
-    }
-    sync();
-    if (shared.stop) {
-      goes_on = false;
-      return;
-    }
     work.gather(context);
     if (first_thread()) recorder.template next<2>(Phase::execute_, task.id);
     work.compute(context);
-    sync();
-    if (threadIdx.x < 32) publish(task, publishes);
   }
 
  private:
@@ -141,6 +122,16 @@ struct Consumers {
       if (first_thread()) recorder.template begin_at<2>(Phase::fetch_, shared.tasks[at].id, clock);
     return true;
   }
+  MPK_FN void begin_task(const Descriptor& task) {
+    bool passed = pass(task);
+    if (!first_thread()) return;
+    shared.stop = !passed;
+    if (task.task.flags & u32(TaskFlag::step_)) prepare_step(run, shared.step);
+    if constexpr (S::level == 1) recorder.template begin<1>(Phase::execute_, task.id);
+    recorder.template next<2>(Phase::gather_, task.id);
+    write_anchor();
+  }
+
   // All events of the task, polled side by side by the lanes of the first warp. False: aborted.
   MPK_FN bool pass(const Descriptor& task) {
     u32 lane = threadIdx.x, count = task.task.n_waits, at_wait = 0;
@@ -186,8 +177,9 @@ struct Consumers {
   }
 
   // Everything the task stored is behind the barrier that precedes this: each signal releases it.
-  MPK_FN void publish(const Descriptor& task, bool publishes) {
+  MPK_FN void publish(const Descriptor& task) {
     u32 lane = threadIdx.x;
+    bool publishes = task.task.flags & u32(TaskFlag::step_);
     if (lane == 0) {
       if constexpr (S::level == 1) recorder.template end<1>(Phase::execute_, task.id);
       recorder.template next<2>(Phase::signal_, task.id);
@@ -237,18 +229,20 @@ struct Loader {
         if (++at == descriptors) at = 0, parity ^= 1;
       }
       if constexpr (S::level >= 3)
-        if (lane == 0) context.recorder.template end<3>(Phase::iteration_, launch.first_iteration + context.run.iteration);
+        if (lane == 0)
+          context.recorder.template end<3>(Phase::iteration_, launch.first_iteration + context.run.iteration);
     }
     if (lane == 0) ptx::store_flag(&context.shared.described, 1);
     context.drain();
     // The block's last tasks may still wait for others: the host's wish to stop must reach them.
     if (context.polls_host)
-      for (u32 spins = 1; !context.give_up(spins); ++spins) {}
+      for (u32 spins = 1; !context.give_up(spins); ++spins) {
+      }
   }
 
   template <class V>
   MPK_FN void visit() {
-    if constexpr (V::template loads<S>()) {
+    if constexpr (V::template loads<S>) {
       if (!context.launch.prefetch && !context.wait_for(context.task().waits, context.task().n_waits)) return;
       if (context.lane() == 0) context.recorder.template begin<3>(Phase::load_, context.described->id);
       V::load(context);
@@ -281,7 +275,8 @@ struct Loader {
     if (lane < to.task.n_waits) {
       ((uint4*)to.waits)[lane] = ptx::load_constant((const uint4*)context.launch.waits + to.task.waits + lane);
     } else if (lane >= 8 && lane - 8 < to.task.n_signals) {
-      ((uint2*)to.signals)[lane - 8] = ptx::load_constant((const uint2*)context.launch.signals + to.task.signals + lane - 8);
+      ((uint2*)to.signals)[lane - 8] =
+          ptx::load_constant((const uint2*)context.launch.signals + to.task.signals + lane - 8);
     } else if (lane >= 16 && lane - 16 < max_slots) {
       const Slot* slot = (const Slot*)context.launch.slots + to.task.slots[lane - 16];
       uint2 base = ptx::load_constant((const uint2*)&slot->base);
@@ -302,7 +297,7 @@ template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages>
 MPK_FN void run_device(const Launch& launch) {
   using S = Shape<Level, ConsumerWarps, PageBytes, Pages>;
   extern __shared__ __align__(1024) char mpk_pages[];
-  __shared__ __align__(128) char scratch[Table<K>::template scratch_bytes<S>()];
+  __shared__ __align__(128) char scratch[Table<K>::template scratch_bytes<S>];
   __shared__ Shared<S> shared;
 
   u32 worker = blockIdx.x;

@@ -9,9 +9,9 @@ namespace mpk::ops {
 template <class T, int N, int Rows, int Dim>
 struct Add {
   template <class S>
-  static constexpr int scratch_bytes() { return 0; }
+  static constexpr int scratch_bytes = 0;
   template <class S>
-  static constexpr bool loads() { return false; }
+  static constexpr bool loads = false;
 
   template <class S>
   struct Work : Plain {

@@ -5,14 +5,15 @@
 
 namespace mpk::ops {
 
-// Operands: next_token i32[B], eos i32[E], limit i32[B], token i32[B], position i32[B], done i32[B], generated i32[B,C].
-// The last four are written. limit counts the prompt: no token is generated at or past it. One lane a request.
+// Operands: next_token i32[B], eos i32[E], limit i32[B], token i32[B], position i32[B], done i32[B], generated
+// i32[B,C]. The last four are written. limit counts the prompt: no token is generated at or past it. One lane a
+// request.
 template <int E, int C, int Rows, int Dim>
 struct Advance {
   template <class S>
-  static constexpr int scratch_bytes() { return 0; }
+  static constexpr int scratch_bytes = 0;
   template <class S>
-  static constexpr bool loads() { return false; }
+  static constexpr bool loads = false;
 
   template <class S>
   struct Work : Plain {

@@ -9,9 +9,9 @@ namespace mpk::ops {
 template <class TX, int V, int P, int Rows, int Dim>
 struct ArgmaxPartial {
   template <class S>
-  static constexpr int scratch_bytes() { return S::warps * int(sizeof(Best)); }
+  static constexpr int scratch_bytes = S::warps* int(sizeof(Best));
   template <class S>
-  static constexpr bool loads() { return false; }
+  static constexpr bool loads = false;
 
   template <class S>
   struct Work : Plain {

@@ -66,9 +66,9 @@ MPK_FN void merge_eight(const TP* partial, const float (&weight)[SPLITS], float 
 template <class T, int HQ, int D, int SPLITS, class TP, int Rows, int Dim>
 struct AttentionMerge {
   template <class S>
-  static constexpr int scratch_bytes() { return 0; }
+  static constexpr int scratch_bytes = 0;
   template <class S>
-  static constexpr bool loads() { return false; }
+  static constexpr bool loads = false;
   static_assert(D % 8 == 0, "heads are read eight elements at a time");
 
   template <class S>

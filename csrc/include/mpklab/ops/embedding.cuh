@@ -9,9 +9,9 @@ namespace mpk::ops {
 template <class T, int V, int H, int Rows, int Dim>
 struct Embedding {
   template <class S>
-  static constexpr int scratch_bytes() { return 0; }
+  static constexpr int scratch_bytes = 0;
   template <class S>
-  static constexpr bool loads() { return false; }
+  static constexpr bool loads = false;
 
   template <class S>
   struct Work : Plain {
@@ -20,8 +20,7 @@ struct Embedding {
       for (int i = c.thread(); i < rows * width; i += S::threads) {
         int b = i / width, n = begin + i % width, token = load_one(c.template data<int>(0) + b);
         bool known = unsigned(token) < unsigned(V);
-        c.template data<T>(2)[long(b) * H + n] =
-            known ? c.template row<T>(1, token, H)[n] : narrow<T>(not_a_number());
+        c.template data<T>(2)[long(b) * H + n] = known ? c.template row<T>(1, token, H)[n] : narrow<T>(not_a_number());
       }
     }
   };
