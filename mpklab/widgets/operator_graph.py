@@ -555,16 +555,16 @@ class OperatorGraph(View):
             return f"{self.title}: {NO_OPERATORS}"
         folded = [cluster.title for cluster in self.drawing.clusters if "×" in cluster.title]
         inside = f"; {', '.join(folded)}" if folded else ""
-        return f"{self.title}: {len(self.graph.operators)} operators, {len(self.graph.tensors)} tensors, drawn as {len(self.drawing.boxes)} boxes{inside}"
+        size = f"{len(self.graph.operators)} operators, {len(self.graph.tensors)} tensors"
+        return f"{self.title}: {size}, drawn as {len(self.drawing.boxes)} boxes{inside}"
 
     def rows(self, tasks: list[int]) -> pd.DataFrame:
         """The operators of these tasks."""
         import pandas as pd
 
-        op = (
-            np.searchsorted(self.first, np.asarray(tasks, np.int64), side="right") - 1 if self.first is not None else []
-        )
-        names = [self.graph.operators[int(o)] for o in op]
+        first = self.first if self.first is not None else np.zeros(0, np.int64)
+        found = np.searchsorted(first, tasks, side="right") - 1 if len(first) else np.zeros(0, np.int64)
+        names = [self.graph.operators[o] for o in found.tolist()]
         return pd.DataFrame({"task": tasks[: len(names)], "op": [o.name for o in names], "kind": [o.op for o in names]})
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
@@ -580,7 +580,7 @@ class OperatorGraph(View):
         return bundle
 
 
-def operator_graph(
+def graph_view(
     graph: Any,
     *,
     cost: Mapping[str, float] | None = None,
@@ -590,10 +590,15 @@ def operator_graph(
     title: str | None = None,
     first: Any = None,
 ) -> OperatorGraph:
-    """A picture of a Graph. `cost` maps operator names to what their colour says (default: bytes of weights).
+    """The operator graph as a view to explore. `cost` maps operator names to what their colour says (default: bytes of weights).
 
     `fold` draws runs of identical layers once; `engine` is "auto", "dot" or "own"; `first` (a TaskGraph's) lets a click
     select tasks.
     """
     name = str(title if title is not None else getattr(graph, "name", "operator graph"))
     return OperatorGraph(graph, place(simplify(graph, cost, fold), engine), name, cost_name, first)
+
+
+def operator_graph(graph: Any, **options: Any) -> str:
+    """The operator graph as SVG text; options as for `graph_view`."""
+    return str(graph_view(graph, **options).to_svg())

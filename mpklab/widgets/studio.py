@@ -12,9 +12,9 @@ from mpklab.errors import ProfileError
 from mpklab.frames import spans as spans_of
 from mpklab.graph import Graph
 from mpklab.widgets import raster
-from mpklab.widgets.operator_graph import OperatorGraph, operator_graph
+from mpklab.widgets.operator_graph import OperatorGraph, graph_view
 from mpklab.widgets.page import Column, container
-from mpklab.widgets.task_dag import TaskDag, TaskTable, read_profile, read_tasks, task_dag
+from mpklab.widgets.task_dag import TaskDag, TaskTable, read_profile, table_of, task_dag
 from mpklab.widgets.timeline import Timeline, timeline
 from mpklab.widgets.view import View
 
@@ -94,7 +94,7 @@ class Studio(View):
         name = title or (str(getattr(profile, "meta", {}).get("model", "")) if profile is not None else "") or "studio"
         table: TaskTable | None = None
         if tasks is not None:
-            table = tasks if isinstance(tasks, TaskTable) else read_tasks(tasks)
+            table = table_of(tasks)
         elif profile is not None:
             table = read_profile(profile)
         if spans is None and profile is not None:
@@ -123,7 +123,7 @@ class Studio(View):
             ):
                 cost, cost_name = _operator_time(self.dag.table), "mean ns"
             first = self.dag.table.first if self.dag is not None else None
-            self.graph = operator_graph(graph, cost=cost, cost_name=cost_name, title="operators", first=first)
+            self.graph = graph_view(graph, cost=cost, cost_name=cost_name, title="operators", first=first)
         self.notes = [str(note) for note in notes]
         self.spans = spans
         most = [view._limit for view in (self.timeline, self.dag) if view is not None]
@@ -173,6 +173,11 @@ class Studio(View):
             return self.dag.to_pandas()
         assert self.timeline is not None
         return self.timeline.to_pandas()
+
+
+def studio(profile: Any, **options: Any) -> Studio:
+    """The Studio of a recording; options as for the class."""
+    return Studio(profile, **options)
 
 
 def _operator_time(table: TaskTable) -> dict[str, float]:

@@ -129,6 +129,13 @@ def read_profile(profile: Any) -> TaskTable:
     )
 
 
+def table_of(tasks: Any) -> TaskTable:
+    """The table of a TaskGraph, of a Profile, or one that is a table already."""
+    if isinstance(tasks, TaskTable):
+        return tasks
+    return read_profile(tasks) if hasattr(tasks, "task_first") else read_tasks(tasks)
+
+
 def measured(table: TaskTable, spans: pd.DataFrame) -> dict[str, NDArray[Any]]:
     """Means over iterations per task: worker (the last one), begin in its iteration, waiting and executing; -1 unknown."""
     n = table.n
@@ -396,12 +403,12 @@ def task_dag(
     missing: Iterable[tuple[int, int, str]] = (),
     height: int | None = None,
 ) -> TaskDag:
-    """A picture of a TaskGraph; with `mk.spans(profile)` also of what each task took.
+    """A picture of a TaskGraph or of a Profile's; with `mk.spans(profile)` also of what each task took.
 
     `columns` are more numbers per task to colour by (negative: unknown), `paths` named lists of task ids (a critical
     path), `missing` pairs of tasks that nothing orders, drawn in red with their text.
     """
-    table = tasks if isinstance(tasks, TaskTable) else read_tasks(tasks)
+    table = table_of(tasks)
     values = dict(table.values)
     if spans is not None:
         values |= measured(table, spans)
