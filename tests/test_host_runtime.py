@@ -199,6 +199,15 @@ def test_no_more_iterations_than_asked(library: Library) -> None:
     assert decoder.generated[0, 1:11].tolist() == [*decoder.expect()[:9], -1]
 
 
+@pytest.mark.parametrize("prefetch", [1, 3000, 1 << 30])
+def test_looking_ahead_changes_nothing(library: Library, prefetch: int) -> None:
+    plain, eager = Decoder(5, limit=20), Decoder(5, limit=20)
+    assert library.run(plain.pack(3).launch, 0) == 0
+    assert library.run(eager.pack(3, prefetch=prefetch).launch, 0) == 0
+    assert eager.generated.equal(plain.generated)
+    assert eager.logits.numpy().tobytes() == plain.logits.numpy().tobytes()
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_tables_change_behind_a_barrier(library: Library, workers: int) -> None:
     """Two tables with events of their own, taking turns two iterations at a time, over the same buffer."""
@@ -227,13 +236,11 @@ def test_a_worker_of_some_tables_only_is_refused(library: Library) -> None:
     assert (sums.buffers[0] == 0).all()
 
 
-def hang(wait_limit: int, capacity: int = 0) -> tuple[Sums, Packed]:
-    """Task 3's signal is dropped; three workers end up waiting, directly or not."""
+def hang(wait_limit: int, workers: int = 3) -> tuple[Sums, Packed]:
+    """Task 3's signal is dropped: sooner or later everyone waits for it, directly or not."""
     program = Sums(5, tasks=12)
     program.program.tasks[3]["flags"] = DROP
-    return program, program.program.pack(
-        [deal(list(range(12)), 3)], iterations=3, wait_limit=wait_limit, capacity=capacity, first_iteration=40
-    )
+    return program, program.program.pack([deal(list(range(12)), workers)], iterations=3, wait_limit=wait_limit)
 
 
 def clock_hz(library: Library) -> float:
@@ -250,20 +257,37 @@ def clock_hz(library: Library) -> float:
 
 @pytest.mark.parametrize("level", [0, 2])
 def test_a_dropped_signal_is_a_fault(library: Library, level: int) -> None:
+    """Worker 2 waits for a third signal that never comes; the fault says so, and the run ends within the limit."""
     hz = clock_hz(library)
-    sums, packed = hang(int(0.2 * hz), capacity=100)
+    program = Program()
+    early, late = program.event(1), program.event(3)
+    program.task(SLEEP, [], (1,), signals=[early, late])
+    program.task(SLEEP, [], (1,), signals=[late])
+    program.task(SLEEP, [], (1,), signals=[late], flags=DROP)
+    program.task(SLEEP, [], (1,), [early, late])
+    packed = program.pack([[[0], [1, 2], [3]]], wait_limit=int(0.2 * hz), capacity=100, first_iteration=40)
     begin = time.perf_counter()
     assert library.run(packed.launch, level) == 1
-    seconds = time.perf_counter() - begin
-    assert 0.2 <= seconds < 1.0
+    assert 0.2 <= time.perf_counter() - begin < 1.0
     fault = packed.fault
-    assert (fault["state"], fault["event"], fault["count"], fault["need"]) == (1, 3, 0, 1)
-    assert fault["iteration"] == 40 and fault["rank"] == 0
-    assert 3 in sums.sources[fault["task"]] and fault["task"] % 3 == fault["worker"]
-    assert fault["waited"] >= int(0.2 * hz)
+    assert [int(fault[f]) for f in ("state", "worker", "task", "event", "count", "need")] == [1, 2, 3, 1, 2, 3]
+    assert fault["iteration"] == 40 and fault["rank"] == 0 and fault["waited"] >= int(0.2 * hz)
     if level:
-        kind, phase, arg = phases(packed.lane(int(fault["worker"]))[1])[-1]
-        assert (kind, phase, arg) == ("next", "wait", 3)  # left open: it never ended
+        assert phases(packed.lane(2)[1])[-1] == ("next", "wait", 1)  # left open: it never ended
+
+
+@pytest.mark.parametrize("workers", WORKERS[1:])
+def test_every_worker_leaves_a_hang(library: Library, workers: int) -> None:
+    """One signal fewer than needed, in a graph where all wait for each other: one fault, of a wait that cannot end."""
+    sums, packed = hang(int(0.1 * clock_hz(library)), workers)
+    begin = time.perf_counter()
+    assert library.run(packed.launch, 0) == 1
+    assert time.perf_counter() - begin < 1.0
+    fault = packed.fault
+    counts = packed.arrays["counters"][:: abi.EVENT_STRIDE]
+    assert fault["state"] == 1 and fault["task"] % workers == fault["worker"]
+    assert counts[fault["event"]] == fault["count"] < fault["need"]
+    assert counts[3] == 0 and (sums.buffers[3] != 0).all()
 
 
 def test_the_host_can_abort(library: Library) -> None:

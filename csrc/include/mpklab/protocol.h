@@ -68,6 +68,12 @@ MPK_FN u32 wait_target(const Run& run, const Wait& wait) {
   return need * (run.epoch + 1 - wait.lag);
 }
 
+// Whether a wait would end at once.
+MPK_FN bool arrived(const Run& run, const Wait& wait) {
+  if (wait.handoff == u32(Handoff::worker_)) return true;
+  return int(load_acquire(run.counter(wait.event), wait.scope) - wait_target(run, wait)) >= 0;
+}
+
 MPK_FN bool wait_event(const Run& run, const Wait& wait, u32 task) {
   if (wait.handoff == u32(Handoff::worker_)) return true;
   return wait_word(run, run.counter(wait.event), wait_target(run, wait), wait.scope, task, wait.event);
@@ -79,6 +85,10 @@ MPK_FN void signal_event(const Run& run, const Signal& signal) {
 
 // No event stands for the step: its waits are reported under this number.
 constexpr u32 step_event = 0xffffffu;
+
+MPK_FN bool step_arrived(const Run& run) {
+  return int(load_acquire(&run.control()->published, u32(Scope::gpu_)) - (run.iteration + 1)) >= 0;
+}
 
 // Reads the StepControl of this iteration. The verifier has proved that every worker with tasks reads it before it is
 // overwritten two iterations later.

@@ -1,6 +1,8 @@
 // Float vectors of the machine's own width through the compiler's vector extensions: loads, stores, sums and exp.
 #pragma once
 
+#include <utility>
+
 #include "mpklab/platform.h"
 
 #pragma GCC visibility push(hidden)
@@ -133,6 +135,26 @@ MPK_INLINE float sum(Floats v) {
   if constexpr (lanes == 16) return ((h[0] + h[4]) + (h[2] + h[6])) + ((h[1] + h[5]) + (h[3] + h[7]));
   if constexpr (lanes == 8) return (h[0] + h[2]) + (h[1] + h[3]);
   return h[0] + h[1];
+}
+// Lane i of the result is the sum of v[i]: all the trees at once, halves folded together stage by stage.
+template <int... I>
+MPK_INLINE Floats shuffled(Floats a, Floats b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, Ints{I...});
+#endif
+}
+template <int Half, int... I>
+MPK_INLINE Floats folded(Floats a, Floats b, std::integer_sequence<int, I...>) {
+  return shuffled(a, b, std::integer_sequence<int, (I % (2 * Half) < Half ? I : lanes + I - Half)...>()) +
+         shuffled(a, b, std::integer_sequence<int, (I % (2 * Half) < Half ? I + Half : lanes + I)...>());
+}
+template <int Half = lanes / 2>
+MPK_INLINE Floats sums(Floats* v) {
+  for (int i = 0; i < Half; ++i) v[i] = folded<Half>(v[i], v[i + Half], std::make_integer_sequence<int, lanes>());
+  if constexpr (Half > 1) return sums<Half / 2>(v);
+  return v[0];
 }
 MPK_INLINE float largest(Floats v) {
   float most = v[0];

@@ -19,12 +19,13 @@ namespace host {
 // What the loop knows of an operator variant.
 struct Operator {
   void (*compute)(const Context&);
-  void (*prefetch)(const Context&);  // begins to read what the task needs and no task writes, or null
+  // Begins to read the piece of that number of what no task writes; its bytes, 0 behind the last. Null: has none.
+  unsigned (*prefetch)(const Context&, unsigned piece);
 };
 
 template <class V>
 constexpr Operator operator_of() {
-  if constexpr (requires(const Context& c) { V::prefetch(c); }) return {V::compute, V::prefetch};
+  if constexpr (requires(const Context& c) { V::prefetch(c, 0u); }) return {V::compute, V::prefetch};
   return {V::compute, nullptr};
 }
 
@@ -68,6 +69,9 @@ struct Loop {
   Recorder<Level> recorder{};
   Step step{};
   bool anchor_due = false;
+  u32 at = 0, end = 0;             // what is left of the queue
+  u32 ahead = 0, ahead_piece = 0;  // the entry whose static operands come next, and how far they have come
+  u64 ahead_bytes = 0;
 
   Outcome walk() {
     step.table = launch.table;
@@ -78,9 +82,8 @@ struct Loop {
       if (!begin_iteration()) return step.stop ? Outcome::done : Outcome::aborted;
       if (step.table != table && run.iteration > 0 && !meet(run, busy_workers, ++changes)) return Outcome::aborted;
       run.epoch = epochs[step.table]++;
-      const u32* queue = (const u32*)launch.queues + step.table * launch.n_workers + run.worker;
-      for (u32 at = queue[0]; at < queue[1]; ++at) {
-        const Entry& entry = ((const Entry*)launch.entries)[at];
+      for (find_queue(); at < end; ++at) {
+        const Entry& entry = entries()[at];
         if (entry.kind != u32(EntryKind::task_)) return Outcome::unsupported;
         if (!run_task(entry.task)) return Outcome::aborted;
       }
@@ -90,12 +93,38 @@ struct Loop {
   }
 
  private:
+  const Entry* entries() const { return (const Entry*)launch.entries; }
+
+  void find_queue() {
+    const u32* queue = (const u32*)launch.queues + step.table * launch.n_workers + run.worker;
+    at = queue[0], end = queue[1];
+    if (ahead < at || ahead >= end) ahead = at, ahead_piece = 0, ahead_bytes = 0;
+  }
+
+  // While there is nothing to run: begins to read the weights of the next task that has any. False: no more to do.
+  bool look_ahead() {
+    if (ahead < at) ahead = at, ahead_piece = 0, ahead_bytes = 0;
+    for (; ahead < end && ahead < at + 8; ++ahead) {
+      const Task& task = run.task(entries()[ahead].task);
+      const Operator& op = operators[task.variant];
+      if (!op.prefetch) continue;
+      if (ahead_bytes >= launch.prefetch) return false;
+      unsigned bytes = op.prefetch(Context{launch, task, step, scratch, nullptr}, ahead_piece++);
+      ahead_bytes += bytes;
+      return bytes > 0;
+    }
+    return false;
+  }
+
   // False: this iteration does not happen, because the step says so or because the run was aborted. Its records are
   // written afterwards with the clocks of before, so that a step that says stop leaves none.
   bool begin_iteration() {
     u32 number = launch.first_iteration + run.iteration;
     u64 clock = 0, ns = 0;
     if constexpr (Level >= 1) clock = clock_now(), ns = global_ns();
+    if (launch.prefetch && launch.steps) {
+      for (find_queue(); !step_arrived(run) && look_ahead();) continue;
+    }
     bool acquired = !launch.steps || acquire_step(run, step);
     if (!launch.steps) step.iteration = run.iteration;
     if (acquired && step.stop) return false;
@@ -116,7 +145,6 @@ struct Loop {
     const Task& task = run.task(id);
     const Operator& op = operators[task.variant];
     Context context{launch, task, step, scratch, nullptr};
-    if (launch.prefetch && op.prefetch) op.prefetch(context);
     if (run.aborted()) return false;
     // No loader runs ahead here, so the waits of streamed operands are waits like the others.
     for (u32 i = 0; i < task.n_waits; ++i)
@@ -148,6 +176,9 @@ struct Loop {
     write_anchor();
     u64 begin = 0;
     if constexpr (Level >= 1) begin = clock_now();
+    if (launch.prefetch) {
+      while (!arrived(run, wait) && look_ahead()) continue;
+    }
     bool passed = wait_event(run, wait, task);
     if constexpr (Level >= 1) anchor_due |= clock_now() - begin > long_wait;
     return passed;

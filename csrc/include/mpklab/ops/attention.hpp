@@ -47,7 +47,7 @@ struct Attention {
       if (end == position + 1) append(c, b, kv, rope, keys + position * D, values + position * D);
       for (int at = begin; at < end; at += block) {
         int n = end - at < block ? end - at : block;
-        score(query, keys + (long)at * D, n, scores);
+        score(query, keys + (long)at * D, values + (long)at * D, n, scores);
         for (int g = 0; g < group; ++g) soften(scores + g * block, n, most[g], total[g], sums + g * padded);
         add_values(scores, values + (long)at * D, n, sums);
       }
@@ -103,15 +103,23 @@ struct Attention {
     for (int i = 0; i < D; ++i) key[i] = narrow<T>(k[i]), value[i] = v[i];
   }
 
-  static void score(const float* query, const T* keys, int n, float* scores) {
-    for (int j = 0; j < n; ++j) {
-      Floats k[chunks];
-      for (int i = 0; i < chunks; ++i) k[i] = load(keys + (long)j * D + i * lanes, D - i * lanes);
-      for (int g = 0; g < group; ++g) {
-        Floats s{};
-        for (int i = 0; i < chunks; ++i) s = load(query + g * padded + i * lanes) * k[i] + s;
-        scores[g * block + j] = sum(s);
+  // The rows of one block are read one after the other; the values they belong to, and the next block's keys, are on
+  // their way meanwhile.
+  static void score(const float* query, const T* keys, const T* values, int n, float* scores) {
+    for (int j = 0; j < n; j += lanes) {
+      Floats products[group][lanes] = {};
+      for (int r = 0; r < lanes && j + r < n; ++r) {
+        const T* key = keys + (long)(j + r) * D;
+        for (int i = 0; i < D * int(sizeof(T)); i += 64) {
+          __builtin_prefetch((const char*)(key + block * D) + i);
+          __builtin_prefetch((const char*)(values + (long)(j + r) * D) + i);
+        }
+        for (int i = 0; i < chunks; ++i) {
+          Floats k = load(key + i * lanes, D - i * lanes);
+          for (int g = 0; g < group; ++g) products[g][r] = load(query + g * padded + i * lanes) * k + products[g][r];
+        }
       }
+      for (int g = 0; g < group; ++g) store(scores + g * block + j, sums(products[g]));
     }
   }
 

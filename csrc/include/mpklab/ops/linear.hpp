@@ -54,6 +54,23 @@ struct Linear {
     }
   }
 
+  // The weight row that `compute` reads as number `piece`.
+  static unsigned prefetch(const Context& c, unsigned piece) {
+    int row = int(piece), begin = c.task.tile[0], end = c.task.tile[1];
+    bool second = false;
+    if constexpr (gated) {
+      int first = row / (2 * lanes) * lanes, width = end - begin - first < lanes ? end - begin - first : lanes;
+      int within = row - 2 * first;
+      if (width <= 0 || within >= 2 * width) return 0;
+      second = within >= width;
+      row = first + within % width;
+    }
+    if (begin + row >= end) return 0;
+    const char* at = (const char*)c.row<T>(1, begin + row + (second ? N : 0), K);
+    for (unsigned i = 0; i < K * sizeof(T); i += 64) __builtin_prefetch(at + i, 0, 2);
+    return K * sizeof(T);
+  }
+
  private:
   // One row of activations as float32, packed like the weights, normalised if asked.
   static void gather(const Context& c, int b, float* x) {
@@ -101,46 +118,53 @@ struct Linear {
     return load(v);
   }
 
-  // Weight rows [n, n + count) times every live row. Four weight rows at a time, read from memory once.
-  static void multiply(const Context& c, int n, int count, const float* x, int rows, float (*sums)[lanes]) {
-    int i = 0;
-    for (; i + 4 <= count; i += 4) multiply_rows<4>(c, n + i, x, rows, sums, i);
-    for (; i < count; ++i) multiply_rows<1>(c, n + i, x, rows, sums, i);
+  // A row has this many pairs of running sums, so that one addition need not wait for the last.
+  static constexpr int chains = lanes == 4 ? 4 : 2;
+  static constexpr int batch = Rows == 1 ? 1 : lanes == 16 && Rows >= 4 ? 4 : 2;  // rows of x at a time
+  static constexpr int ahead_bytes =
+      8192;  // one row after the other is a plain stream: begin to read it this far ahead
+
+  // Weight rows [n, n + count) times every live row. The rows are read from memory once, in order.
+  static void multiply(const Context& c, int n, int count, const float* x, int rows, float (*y)[lanes]) {
+    Floats partial[Rows][lanes];
+    for (int i = 0; i < count; ++i) {
+      const T* w = c.row<T>(1, n + i, K);
+      int b = 0;
+      for (; b + batch <= rows; b += batch) dots<batch>(w, x + b * padded, partial + b, i);
+      for (; b < rows; ++b) dots<1>(w, x + b * padded, partial + b, i);
+    }
+    for (int b = 0; b < rows; ++b) {
+      for (int i = count; i < lanes; ++i) partial[b][i] = Floats{};
+      store(y[b], sums(partial[b]));
+    }
   }
 
-  template <int R>
-  static MPK_INLINE void multiply_rows(const Context& c, int n, const float* x, int rows, float (*sums)[lanes],
-                                       int at) {
-    const T* w[R];
-    for (int r = 0; r < R; ++r) w[r] = c.row<T>(1, n + r, K);
-    int b = 0;
-    if constexpr (Rows >= 4)
-      for (; b + 4 <= rows; b += 4) dots<R, 4>(w, x + b * padded, sums + b, at);
-    for (; b < rows; ++b) dots<R, 1>(w, x + b * padded, sums + b, at);
-  }
-
-  template <int R, int B>
-  static MPK_INLINE void dots(const T* const (&w)[R], const float* x, float (*sums)[lanes], int at) {
-    Floats first[R][B] = {}, second[R][B] = {};
-    constexpr int whole = K / pair_lanes * pair_lanes;
-    for (int k = 0; k < whole; k += pair_lanes) block<R, B>(w, x, k, pair_lanes, first, second);
-    if constexpr (whole < K) block<R, B>(w, x, whole, K - whole, first, second);
-    for (int r = 0; r < R; ++r)
-      for (int b = 0; b < B; ++b) sums[b][at + r] = sum(first[r][b] + second[r][b]);
-  }
-
-  template <int R, int B>
-  static MPK_INLINE void block(const T* const (&w)[R], const float* x, int k, int n, Floats (&first)[R][B],
-                               Floats (&second)[R][B]) {
+  template <int B>
+  static MPK_INLINE void dots(const T* w, const float* x, Floats (*partial)[lanes], int at) {
+    Floats sum[B][2 * chains] = {};
+    constexpr int unit = chains * pair_lanes, whole = K / unit * unit;
+    for (int k = 0; k < whole; k += unit) {
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      Floats a, z;
-      split(w[r] + k, a, z, n);
+      for (int i = 0; i < chains; ++i) block(w, x, k + i * pair_lanes, pair_lanes, i, sum);
+    }
 #pragma GCC unroll 4
-      for (int b = 0; b < B; ++b) {
-        first[r][b] = a * load(x + b * padded + k) + first[r][b];
-        second[r][b] = z * load(x + b * padded + k + lanes) + second[r][b];
-      }
+    for (int i = 0; i < chains; ++i)
+      if (int k = whole + i * pair_lanes; k < K) block(w, x, k, K - k, i, sum);
+    for (int b = 0; b < B; ++b) {
+      for (int i = 2; i < 2 * chains; ++i) sum[b][i % 2] = sum[b][i % 2] + sum[b][i];
+      partial[b][at] = sum[b][0] + sum[b][1];
+    }
+  }
+
+  template <int B>
+  static MPK_INLINE void block(const T* w, const float* x, int k, int n, int chain, Floats (&sum)[B][2 * chains]) {
+    Floats a, z;
+    split(w + k, a, z, n);
+    __builtin_prefetch((const char*)(w + k) + ahead_bytes, 0, 0);
+#pragma GCC unroll 4
+    for (int b = 0; b < B; ++b) {
+      sum[b][2 * chain] = a * load(x + b * padded + k) + sum[b][2 * chain];
+      sum[b][2 * chain + 1] = z * load(x + b * padded + k + lanes) + sum[b][2 * chain + 1];
     }
   }
 };
