@@ -78,17 +78,15 @@ def eager_seconds(module: Any, prompt: Sequence[int], tokens: int) -> float:
 
 def keep(folder: Path, kernel: Any) -> None:
     """Leave the graph, a recorded run and its timeline, and say where; one that cannot be drawn loses no other."""
-    from mpklab import drawing, frames, widgets
-
     profile = kernel.generate(QUESTION, max_new_tokens=RECORDED_TOKENS, profile=2).profile
     graph = kernel.graph
     while graph.parent is not None:  # what the user would write, before lowering fused it
         graph = graph.parent
     what: list[tuple[str, str, Callable[[Path], object]]] = [
-        ("operator graph", "graph.svg", lambda path: drawing.to_svg(graph, path)),
-        ("the same as it runs", "fused.svg", lambda path: drawing.to_svg(kernel.graph, path)),
+        ("operator graph", "graph.svg", lambda path: path.write_text(graph.to_svg())),
+        ("the same as it runs", "fused.svg", lambda path: path.write_text(kernel.graph.to_svg())),
         (f"recording of {RECORDED_TOKENS} steps", "demo.mpkprof", profile.save),
-        ("its timeline", "timeline.html", lambda path: widgets.timeline(frames.spans(profile)).to_html(path)),
+        ("its timeline", "timeline.html", lambda path: profile.timeline().to_html(path)),
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
