@@ -7,6 +7,7 @@ import functools
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +36,11 @@ def load(file: Path) -> ctypes.CDLL:
 class HostFlight:
     """One launch under way on CPU threads."""
 
-    def __init__(self, file: Path, launch: npt.NDArray[np.void], level: int, cpus: tuple[int, ...]):
+    def __init__(
+        self, file: Path, launch: npt.NDArray[np.void], level: int, cpus: tuple[int, ...], kept: tuple[Any, ...] = ()
+    ):
         self._library = load(file)
+        self._kept = kept  # the thread holds this object, so nothing is freed under a kernel nobody waits for any more
         self._launch = launch
         self._level = level
         self._cpus = np.array(cpus, np.int32) if cpus else None

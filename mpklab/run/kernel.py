@@ -70,7 +70,9 @@ class DeviceTables:
         return self.tables.steps
 
 
-def build(schedule: Schedule, *, compiler: str | None = None, weights: Mapping[str, Any] | Model | None = None) -> Kernel:
+def build(
+    schedule: Schedule, *, compiler: str | None = None, weights: Mapping[str, Any] | Model | None = None
+) -> Kernel:
     """Compile a schedule (or find it in the cache) and verify it first if nobody has.
 
     `weights`: a Model, or a mapping of the graph's weight names to tensors on the kernel's device; they may also be
@@ -156,14 +158,16 @@ class Kernel(Presented):
         facts: dict[str, Any] = {"name": machine.name, "workers": self.schedule.workers}
         return {**facts, **device.facts()} if self.backend == "cuda" else facts
 
-    def start(self, launch: np.ndarray, level: int) -> Any:
-        """Begin a launch; the session waits for it."""
+    def start(self, launch: np.ndarray, level: int, kept: tuple[Any, ...] = ()) -> Any:
+        """Begin a launch; the session waits for it. `kept` is the memory that must outlive it, whatever happens here."""
         library = self.library(level)
         if self.backend == "cpu":
             machine = self.schedule.tasks.machine
             cpus = machine.cpus if len(machine.cpus) == self.schedule.workers else ()
-            return HostFlight(library.file, launch, level, cpus)
-        return device.Flight(library.file, launch, self.schedule.workers, device_settings(self.schedule.tasks.plan.settings))
+            return HostFlight(library.file, launch, level, cpus, kept)
+        return device.Flight(
+            library.file, launch, self.schedule.workers, device_settings(self.schedule.tasks.plan.settings)
+        )
 
     def new_session(self, **values: Any) -> Session:
         """Fresh state and outputs over the same weights."""
@@ -325,7 +329,11 @@ class Kernel(Presented):
 
     def __str__(self) -> str:
         library = self._libraries.get(0)
-        how = f"{library.compiler.rpartition('/')[2]}, {library.seconds:.2f} s{', from the cache' if library.cached else ''}" if library else ""
+        how = (
+            f"{library.compiler.rpartition('/')[2]}, {library.seconds:.2f} s{', from the cache' if library.cached else ''}"
+            if library
+            else ""
+        )
         return f"Kernel {self.graph.name} on {self.backend} with {self.schedule.workers} workers ({how})"
 
 
@@ -335,4 +343,3 @@ def _advance(graph: Graph) -> dict[str, str]:
         if o.op == "advance":
             return dict(o.operands)
     return {}
-

@@ -170,21 +170,21 @@ class Session:
         limit = wait_limit_s or env.wait_limit_s(DEFAULT_WAIT_LIMIT_S[kernel.backend])
         memory = self._launch_memory(iterations, window, dims, drop_signals, limit)
         host_view = memory.host.host()
-        flight = kernel.start(memory.launch, window.level)
+        flight: Any = None
         interrupted: BaseException | None = None
         seen = 0
-        while True:
-            try:
-                ended = flight.wait(POLL_S)
+        try:
+            flight = kernel.start(memory.launch, window.level, kept=(memory, self._segments, dict(self.tensors)))
+            while not flight.wait(POLL_S):
                 progress = int(host_view["progress"][0])
-                if progress != seen and on_progress is not None and interrupted is None:
+                if progress != seen and on_progress is not None:
                     seen = progress
                     on_progress(progress)
-                if ended:
-                    break
-            except BaseException as error:  # Ctrl-C, or the caller's callback failed: stop the kernel, then raise
-                host_view["abort"][0] = 1
-                interrupted = interrupted or error
+        except BaseException as error:  # Ctrl-C, or the caller's callback failed: stop the kernel, then raise
+            host_view["abort"][0] = 1
+            if flight is None:
+                raise
+            interrupted = error
         flight.finish()
         profile_value = self._profile(memory, window, flight.seconds)
         if profile_value is not None:
