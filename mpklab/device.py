@@ -202,6 +202,25 @@ def load(file: Path, dynamic_bytes: int) -> Loaded:
     )
 
 
+def plain_kernel(cubin: bytes, name: str) -> Any:
+    """A call `kernel((blocks, threads), *integers)` for a kernel of 64-bit arguments, on torch's current stream."""
+    import torch
+
+    torch.zeros(1, device="cuda")
+    driver = _driver()
+    module = _check(driver.cuModuleLoadData(cubin), f"loading {name}")
+    function = _check(driver.cuModuleGetFunction(module, name.encode()), f"finding {name}")
+
+    def launch(shape: tuple[int, int], *arguments: int) -> None:
+        values = [ctypes.c_uint64(a) for a in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        stream = torch.cuda.current_stream().cuda_stream
+        where = (shape[0], 1, 1, shape[1], 1, 1, 0, stream, ctypes.addressof(pointers), 0)
+        _check(driver.cuLaunchKernel(function, *where), f"launching {name}")
+
+    return launch
+
+
 def clock_hz() -> float:
     """The SM clock's highest rate; the anchors in every lane give the real one."""
     import torch

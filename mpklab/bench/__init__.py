@@ -1,0 +1,1 @@
+"""Benchmarks: one module a command, found by the program by looking."""
