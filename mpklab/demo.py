@@ -83,8 +83,8 @@ def keep(folder: Path, kernel: Any) -> None:
     while graph.parent is not None:  # what the user would write, before lowering fused it
         graph = graph.parent
     what: list[tuple[str, str, Callable[[Path], object]]] = [
-        ("operator graph", "graph.svg", lambda path: path.write_text(graph.to_svg())),
-        ("the same as it runs", "fused.svg", lambda path: path.write_text(kernel.graph.to_svg())),
+        ("operator graph", "graph.svg", lambda path: path.write_text(graph.to_svg(), "utf-8")),
+        ("the same as it runs", "fused.svg", lambda path: path.write_text(kernel.graph.to_svg(), "utf-8")),
         (f"recording of {RECORDED_TOKENS} steps", "demo.mpkprof", profile.save),
         ("its timeline", "timeline.html", lambda path: profile.timeline().to_html(path)),
     ]

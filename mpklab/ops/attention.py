@@ -37,7 +37,7 @@ class Attention(Op):
         k_cache = node.types["k_cache"]
         expect(len(k_cache.shape) == 4, node, "k_cache must be [batch, kv_heads, context, head_dim]")
         expect_float(node, "k_cache")
-        batch, kv_heads, context, d = k_cache.shape
+        batch, _, context, d = k_cache.shape
         heads = node.attrs["heads"]
         kv = k_cache.sizes[1]
         expect(
