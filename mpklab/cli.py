@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import json
 import os
-import pkgutil
 import re
 import shutil
 import sys
@@ -105,20 +104,26 @@ def _add_group(parser: argparse.ArgumentParser, group: str, argv: list[str]) -> 
     parser.set_defaults(run=_help_of(parser))
     if argv[:1] != [group]:
         return
-    programs = _modules_in(f"mpklab.{group}")
+    programs = _programs_in(f"mpklab.{group}")
     commands = parser.add_subparsers(metavar="name", parser_class=Parser)
-    for name, file in programs.items():
-        text = (ast.get_docstring(ast.parse(file.read_text())) or name).splitlines()[0].replace("%", "%%")
+    for name, about in programs.items():
+        text = about.replace("%", "%%")
         command = commands.add_parser(name, help=text, description=text)
         if argv[1:2] == [name]:
             _attach(command, f"mpklab.{group}.{name}")
 
 
-def _modules_in(package: str) -> dict[str, Path]:
+def _programs_in(package: str) -> dict[str, str]:
+    """Modules of a folder that are subcommands, and what each says it is for; read, not imported."""
     spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    names = sorted(module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_"))
-    return {name: file for name in names for folder in folders if (file := Path(folder) / f"{name}.py").exists()}
+    found = {}
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(folder).glob("[!_]*.py")):
+            tree = ast.parse(file.read_text("utf-8"))
+            functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+            if {"add_arguments", "main"} <= functions:
+                found[file.stem] = (ast.get_docstring(tree) or file.stem).splitlines()[0]
+    return found
 
 
 def _help_of(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

@@ -81,9 +81,14 @@ def test_the_module_is_the_program() -> None:
 def test_every_bench_is_found_and_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench"]) == 0
     help_text = capsys.readouterr().out
-    folder = Path(cli.__file__).parent / "bench"
-    for file in folder.glob("[!_]*.py"):
-        assert file.stem in help_text
+    programs = cli._programs_in("mpklab.bench")
+    assert programs
+    for name, about in programs.items():
+        assert name in help_text
+        assert about.endswith("."), f"{name}: its first line should say what it is for"
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["bench", name, "--help"])
+        assert stopped.value.code == 0
 
 
 def test_doctor_reports_as_json(capsys: pytest.CaptureFixture[str], empty_cache: Path) -> None:

@@ -113,6 +113,15 @@ def test_readme_starts_with_what_the_system_brings() -> None:
     assert line in (ROOT / "Makefile").read_text()
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_documents_name_what_exists(name: str) -> None:
+    text = (ROOT / name).read_text().replace("gelu", "add").replace("<op>", "add")
+    text = re.sub(r"`([^`]*)\.\{(\w+),(\w+)\}`", r"`\1.\2` `\1.\3`", text)
+    paths = re.findall(r"`((?:mpklab|csrc|tests|tools)/[\w./-]*)`", text)
+    assert paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_make_explains_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)[0].split()
