@@ -10,9 +10,11 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from mpklab.errors import BuildError, EnvError
 CXX_FLAGS = (
     "-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", "-fno-math-errno",
 )  # fmt: skip
+ABANDONED_S = 3600.0  # a folder under a temporary name that old belongs to nobody any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +44,20 @@ class Library:
         return (self.folder / "build.log").read_text()
 
 
-def compile_source(source: Source, compiler: str | None = None, arch: str | None = None) -> Library:
+def compile_source(
+    source: Source,
+    compiler: str | None = None,
+    arch: str | None = None,
+    beside: Callable[[Path], None] | None = None,
+) -> Library:
     """The library for a source: from the cache, or built now. Safe when several processes build the same thing.
 
-    `compiler`: for the CPU a command (default env.cxx_command()), for CUDA "nvrtc" (default) or "nvcc".
+    `compiler`: for the CPU a command (default env.cxx_command()), for CUDA "nvrtc" (default) or "nvcc". `beside` writes
+    further files into the folder before it is published.
     """
     begin = time.perf_counter()
     if source.backend == "cpu":
-        command = [compiler] if compiler else env.cxx_command()
+        command = shlex.split(compiler) if compiler else env.cxx_command()
         identity = f"{_compiler_version(command[0])} {' '.join(command[1:])} {' '.join(CXX_FLAGS)} {_cpu_features()}"
         name = "kernel.so"
     else:
@@ -59,18 +68,26 @@ def compile_source(source: Source, compiler: str | None = None, arch: str | None
     key = hashlib.sha256(f"{identity}\n{source.text}\n{_headers_hash()}".encode()).hexdigest()[:32]
     root = env.private_folder(env.cache_folder() / "kernels")
     folder = root / key
-    cached = (folder / "meta.json").exists()
+    cached = _whole(folder, name)
     if cached:
         _check_owner(folder)
         with contextlib.suppress(OSError):
             os.utime(folder)
     else:
-        _publish(source, command, arch, folder, name, identity)
+        _publish(source, command, arch, folder, name, identity, beside)
         _trim(root, keep=folder)
     return Library(folder, folder / name, source.backend, command[0], time.perf_counter() - begin, cached)
 
 
-def _publish(source: Source, command: list[str], arch: str | None, folder: Path, name: str, identity: str) -> None:
+def _publish(
+    source: Source,
+    command: list[str],
+    arch: str | None,
+    folder: Path,
+    name: str,
+    identity: str,
+    beside: Callable[[Path], None] | None,
+) -> None:
     """Build in a private folder beside the final one, then rename. A failed build is kept for reading."""
     work = folder.parent / f".build-{os.getpid()}-{secrets.token_hex(4)}"
     begin = time.perf_counter()
@@ -85,21 +102,36 @@ def _publish(source: Source, command: list[str], arch: str | None, folder: Path,
             binary, log = device.compile_cubin(source.text, str(arch), compiler=command[0], folder=work)
             (work / name).write_bytes(binary)
         (work / "build.log").write_text(log)
+        if beside is not None:
+            beside(work)
         meta = {"compiler": identity, "seconds": time.perf_counter() - begin, "source": source.hash}
         (work / "meta.json").write_text(json.dumps(meta, indent=1))
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
-        raise EnvError(f"cannot write to the cache folder {folder.parent} ({error.strerror}); MPKLAB_CACHE names another") from error
+        raise EnvError(
+            f"cannot write to the cache folder {folder.parent} ({error.strerror}); MPKLAB_CACHE names another"
+        ) from error
     except BaseException as error:
         if not isinstance(error, BuildError):
             shutil.rmtree(work, ignore_errors=True)
         raise
+    if not _renamed(work, folder) and not _whole(folder, name):
+        _remove(folder)  # damaged: something took files out of it
+        if not _renamed(work, folder) and not _whole(folder, name):
+            raise EnvError(f"the cache folder {folder} is damaged: remove it, or run mpklab cache clear")
+    shutil.rmtree(work, ignore_errors=True)  # when somebody else was first, whose build is as good
+
+
+def _whole(folder: Path, name: str) -> bool:
+    return (folder / "meta.json").exists() and (folder / name).exists()
+
+
+def _renamed(work: Path, folder: Path) -> bool:
     try:
         work.rename(folder)
     except OSError:
-        shutil.rmtree(work, ignore_errors=True)  # somebody else was first; theirs is as good
-        if not (folder / "meta.json").exists():
-            raise EnvError(f"the cache folder {folder} is damaged: remove it, or run mpklab cache clear") from None
+        return False
+    return True
 
 
 def _run_compiler(line: list[str], work: Path) -> str:
@@ -159,19 +191,28 @@ def _check_owner(folder: Path) -> None:
 
 
 def _trim(root: Path, keep: Path) -> None:
-    """Drop the kernels used longest ago when the cache outgrows its limit, and builds abandoned for an hour."""
+    """Drop the kernels used longest ago when the cache outgrows its limit, and what killed processes left."""
     entries = []
     for folder in root.iterdir():
         with contextlib.suppress(OSError):
-            age = time.time() - folder.stat().st_mtime
-            if folder.name.startswith(".build-") and age > 3600:
-                shutil.rmtree(folder, ignore_errors=True)
-            elif not folder.name.startswith("."):
-                entries.append((folder.stat().st_mtime, sum(f.stat().st_size for f in folder.iterdir()), folder))
+            status = folder.stat()
+            if folder.name.startswith("."):
+                if time.time() - status.st_mtime > ABANDONED_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+                continue
+            entries.append((status.st_mtime, sum(f.stat().st_size for f in folder.iterdir()), folder))
     total = sum(size for _, size, _ in entries)
-    for _, size, folder in sorted(entries, key=lambda e: e[0]):
+    for _, size, folder in sorted(entries):
         if total <= env.cache_limit_bytes():
             break
         if folder != keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             total -= size
+
+
+def _remove(folder: Path) -> None:
+    """Take an entry out in one step, so that a removal cut short leaves nothing that looks whole."""
+    aside = folder.parent / f".removed-{secrets.token_hex(8)}"
+    with contextlib.suppress(OSError):  # somebody else was first
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,10 @@ def build(
     given to `run`.
     """
     model = weights if isinstance(weights, Model) else None
-    kernel = Kernel(verify(schedule), compiler=compiler, model=model, weights=model.weights if model else weights)
+    values = model.weights if model else weights
+    if model is not None and model.weights is not None and schedule.tasks.machine.backend == "cuda":
+        values = model.weights.to("cuda")
+    kernel = Kernel(verify(schedule), compiler=compiler, model=model, weights=values)
     kernel.library(0)
     return kernel
 
@@ -127,20 +131,14 @@ class Kernel(Presented):
         key = 0 if self.backend == "cpu" else level
         if key not in self._libraries:
             source = self.source if key == 0 else emit(self.schedule, level)
-            library = builder.compile_source(source, self.compiler)
-            self._keep_stages(library)
-            self._libraries[key] = library
+            self._libraries[key] = builder.compile_source(source, self.compiler, beside=self._keep_stages)
         return self._libraries[key]
 
-    def _keep_stages(self, library: builder.Library) -> None:
-        """Leave graph, tasks and schedule beside the kernel, for reading and resuming; the first user's stay."""
-        if not (library.folder / "schedule.npz").exists():
-            try:
-                (library.folder / "graph.json").write_text(json.dumps(self.graph.to_json()))
-                self.schedule.tasks.save(library.folder / "tasks.npz")
-                self.schedule.save(library.folder / "schedule.npz")
-            except OSError:
-                return  # a read-only cache serves its kernels all the same
+    def _keep_stages(self, folder: Path) -> None:
+        """Leave graph, tasks and schedule beside the kernel, for reading and resuming: those it was first built for."""
+        (folder / "graph.json").write_text(json.dumps(self.graph.to_json()))
+        self.schedule.tasks.save(folder / "tasks.npz")
+        self.schedule.save(folder / "schedule.npz")
 
     @cached_property
     def _device_tables(self) -> DeviceTables:
