@@ -97,7 +97,7 @@ def _include_folders() -> list[str]:
     """Ours, and those of the CUDA headers: beside the wheels that torch brings, or a toolkit's."""
     folders = [str(env.csrc_folder() / "include")]
     try:
-        import nvidia  # type: ignore[import-untyped]
+        import nvidia
     except ImportError:
         return folders
     for root in nvidia.__path__:
