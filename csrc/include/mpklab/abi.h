@@ -1,6 +1,13 @@
 // The bytes that Python and a device share. Written by `python -m mpklab.abi`; do not edit.
 #pragma once
 
+// NVRTC before 13.1 has no offsetof; nvcc and the host compiler check the same structures.
+#if defined(__CUDACC_RTC__)
+#define MPK_OFFSET(type, field, at) static_assert(true)
+#else
+#define MPK_OFFSET(type, field, at) static_assert(__builtin_offsetof(type, field) == at, #type "." #field)
+#endif
+
 namespace mpk {
 
 constexpr unsigned int abi_version = 0x1u;
@@ -47,18 +54,18 @@ struct Task {
   unsigned int priority;
 };
 static_assert(sizeof(Task) == 64, "Task");
-static_assert(__builtin_offsetof(Task, variant) == 0, "Task.variant");
-static_assert(__builtin_offsetof(Task, op) == 2, "Task.op");
-static_assert(__builtin_offsetof(Task, tile) == 4, "Task.tile");
-static_assert(__builtin_offsetof(Task, slots) == 20, "Task.slots");
-static_assert(__builtin_offsetof(Task, waits) == 44, "Task.waits");
-static_assert(__builtin_offsetof(Task, signals) == 48, "Task.signals");
-static_assert(__builtin_offsetof(Task, load_waits) == 52, "Task.load_waits");
-static_assert(__builtin_offsetof(Task, n_waits) == 56, "Task.n_waits");
-static_assert(__builtin_offsetof(Task, n_signals) == 57, "Task.n_signals");
-static_assert(__builtin_offsetof(Task, n_load_waits) == 58, "Task.n_load_waits");
-static_assert(__builtin_offsetof(Task, flags) == 59, "Task.flags");
-static_assert(__builtin_offsetof(Task, priority) == 60, "Task.priority");
+MPK_OFFSET(Task, variant, 0);
+MPK_OFFSET(Task, op, 2);
+MPK_OFFSET(Task, tile, 4);
+MPK_OFFSET(Task, slots, 20);
+MPK_OFFSET(Task, waits, 44);
+MPK_OFFSET(Task, signals, 48);
+MPK_OFFSET(Task, load_waits, 52);
+MPK_OFFSET(Task, n_waits, 56);
+MPK_OFFSET(Task, n_signals, 57);
+MPK_OFFSET(Task, n_load_waits, 58);
+MPK_OFFSET(Task, flags, 59);
+MPK_OFFSET(Task, priority, 60);
 
 struct Wait {
   unsigned int event;
@@ -70,13 +77,13 @@ struct Wait {
   unsigned char rank;
 };
 static_assert(sizeof(Wait) == 16, "Wait");
-static_assert(__builtin_offsetof(Wait, event) == 0, "Wait.event");
-static_assert(__builtin_offsetof(Wait, need) == 4, "Wait.need");
-static_assert(__builtin_offsetof(Wait, word) == 8, "Wait.word");
-static_assert(__builtin_offsetof(Wait, lag) == 12, "Wait.lag");
-static_assert(__builtin_offsetof(Wait, scope) == 13, "Wait.scope");
-static_assert(__builtin_offsetof(Wait, handoff) == 14, "Wait.handoff");
-static_assert(__builtin_offsetof(Wait, rank) == 15, "Wait.rank");
+MPK_OFFSET(Wait, event, 0);
+MPK_OFFSET(Wait, need, 4);
+MPK_OFFSET(Wait, word, 8);
+MPK_OFFSET(Wait, lag, 12);
+MPK_OFFSET(Wait, scope, 13);
+MPK_OFFSET(Wait, handoff, 14);
+MPK_OFFSET(Wait, rank, 15);
 
 struct Signal {
   unsigned int event;
@@ -85,10 +92,10 @@ struct Signal {
   unsigned char rank;
 };
 static_assert(sizeof(Signal) == 8, "Signal");
-static_assert(__builtin_offsetof(Signal, event) == 0, "Signal.event");
-static_assert(__builtin_offsetof(Signal, weight) == 4, "Signal.weight");
-static_assert(__builtin_offsetof(Signal, scope) == 6, "Signal.scope");
-static_assert(__builtin_offsetof(Signal, rank) == 7, "Signal.rank");
+MPK_OFFSET(Signal, event, 0);
+MPK_OFFSET(Signal, weight, 4);
+MPK_OFFSET(Signal, scope, 6);
+MPK_OFFSET(Signal, rank, 7);
 
 struct Event {
   int need;
@@ -97,10 +104,10 @@ struct Event {
   unsigned int n_tasks;
 };
 static_assert(sizeof(Event) == 16, "Event");
-static_assert(__builtin_offsetof(Event, need) == 0, "Event.need");
-static_assert(__builtin_offsetof(Event, word) == 4, "Event.word");
-static_assert(__builtin_offsetof(Event, tasks) == 8, "Event.tasks");
-static_assert(__builtin_offsetof(Event, n_tasks) == 12, "Event.n_tasks");
+MPK_OFFSET(Event, need, 0);
+MPK_OFFSET(Event, word, 4);
+MPK_OFFSET(Event, tasks, 8);
+MPK_OFFSET(Event, n_tasks, 12);
 
 struct Entry {
   unsigned int task;
@@ -108,9 +115,9 @@ struct Entry {
   unsigned short pool;
 };
 static_assert(sizeof(Entry) == 8, "Entry");
-static_assert(__builtin_offsetof(Entry, task) == 0, "Entry.task");
-static_assert(__builtin_offsetof(Entry, kind) == 4, "Entry.kind");
-static_assert(__builtin_offsetof(Entry, pool) == 6, "Entry.pool");
+MPK_OFFSET(Entry, task, 0);
+MPK_OFFSET(Entry, kind, 4);
+MPK_OFFSET(Entry, pool, 6);
 
 struct Segment {
   unsigned long long base;
@@ -118,9 +125,9 @@ struct Segment {
   unsigned int end;
 };
 static_assert(sizeof(Segment) == 16, "Segment");
-static_assert(__builtin_offsetof(Segment, base) == 0, "Segment.base");
-static_assert(__builtin_offsetof(Segment, begin) == 8, "Segment.begin");
-static_assert(__builtin_offsetof(Segment, end) == 12, "Segment.end");
+MPK_OFFSET(Segment, base, 0);
+MPK_OFFSET(Segment, begin, 8);
+MPK_OFFSET(Segment, end, 12);
 
 struct Slot {
   unsigned long long base;
@@ -135,16 +142,16 @@ struct Slot {
   unsigned long long reserved;
 };
 static_assert(sizeof(Slot) == 64, "Slot");
-static_assert(__builtin_offsetof(Slot, base) == 0, "Slot.base");
-static_assert(__builtin_offsetof(Slot, segments) == 8, "Slot.segments");
-static_assert(__builtin_offsetof(Slot, page_table) == 16, "Slot.page_table");
-static_assert(__builtin_offsetof(Slot, peers) == 24, "Slot.peers");
-static_assert(__builtin_offsetof(Slot, bytes) == 32, "Slot.bytes");
-static_assert(__builtin_offsetof(Slot, stride) == 40, "Slot.stride");
-static_assert(__builtin_offsetof(Slot, n_segments) == 48, "Slot.n_segments");
-static_assert(__builtin_offsetof(Slot, storage) == 52, "Slot.storage");
-static_assert(__builtin_offsetof(Slot, dtype) == 54, "Slot.dtype");
-static_assert(__builtin_offsetof(Slot, reserved) == 56, "Slot.reserved");
+MPK_OFFSET(Slot, base, 0);
+MPK_OFFSET(Slot, segments, 8);
+MPK_OFFSET(Slot, page_table, 16);
+MPK_OFFSET(Slot, peers, 24);
+MPK_OFFSET(Slot, bytes, 32);
+MPK_OFFSET(Slot, stride, 40);
+MPK_OFFSET(Slot, n_segments, 48);
+MPK_OFFSET(Slot, storage, 52);
+MPK_OFFSET(Slot, dtype, 54);
+MPK_OFFSET(Slot, reserved, 56);
 
 struct Step {
   unsigned int iteration;
@@ -155,12 +162,12 @@ struct Step {
   unsigned int pad[4];
 };
 static_assert(sizeof(Step) == 64, "Step");
-static_assert(__builtin_offsetof(Step, iteration) == 0, "Step.iteration");
-static_assert(__builtin_offsetof(Step, stop) == 4, "Step.stop");
-static_assert(__builtin_offsetof(Step, table) == 8, "Step.table");
-static_assert(__builtin_offsetof(Step, reserved) == 12, "Step.reserved");
-static_assert(__builtin_offsetof(Step, dims) == 16, "Step.dims");
-static_assert(__builtin_offsetof(Step, pad) == 48, "Step.pad");
+MPK_OFFSET(Step, iteration, 0);
+MPK_OFFSET(Step, stop, 4);
+MPK_OFFSET(Step, table, 8);
+MPK_OFFSET(Step, reserved, 12);
+MPK_OFFSET(Step, dims, 16);
+MPK_OFFSET(Step, pad, 48);
 
 struct Fault {
   unsigned int state;
@@ -175,16 +182,16 @@ struct Fault {
   unsigned int pad[6];
 };
 static_assert(sizeof(Fault) == 64, "Fault");
-static_assert(__builtin_offsetof(Fault, state) == 0, "Fault.state");
-static_assert(__builtin_offsetof(Fault, worker) == 4, "Fault.worker");
-static_assert(__builtin_offsetof(Fault, task) == 8, "Fault.task");
-static_assert(__builtin_offsetof(Fault, event) == 12, "Fault.event");
-static_assert(__builtin_offsetof(Fault, count) == 16, "Fault.count");
-static_assert(__builtin_offsetof(Fault, need) == 20, "Fault.need");
-static_assert(__builtin_offsetof(Fault, rank) == 24, "Fault.rank");
-static_assert(__builtin_offsetof(Fault, iteration) == 28, "Fault.iteration");
-static_assert(__builtin_offsetof(Fault, waited) == 32, "Fault.waited");
-static_assert(__builtin_offsetof(Fault, pad) == 40, "Fault.pad");
+MPK_OFFSET(Fault, state, 0);
+MPK_OFFSET(Fault, worker, 4);
+MPK_OFFSET(Fault, task, 8);
+MPK_OFFSET(Fault, event, 12);
+MPK_OFFSET(Fault, count, 16);
+MPK_OFFSET(Fault, need, 20);
+MPK_OFFSET(Fault, rank, 24);
+MPK_OFFSET(Fault, iteration, 28);
+MPK_OFFSET(Fault, waited, 32);
+MPK_OFFSET(Fault, pad, 40);
 
 struct Control {
   unsigned int published;
@@ -194,11 +201,11 @@ struct Control {
   Step step[2];
 };
 static_assert(sizeof(Control) == 256, "Control");
-static_assert(__builtin_offsetof(Control, published) == 0, "Control.published");
-static_assert(__builtin_offsetof(Control, pad0) == 4, "Control.pad0");
-static_assert(__builtin_offsetof(Control, abort) == 64, "Control.abort");
-static_assert(__builtin_offsetof(Control, pad1) == 68, "Control.pad1");
-static_assert(__builtin_offsetof(Control, step) == 128, "Control.step");
+MPK_OFFSET(Control, published, 0);
+MPK_OFFSET(Control, pad0, 4);
+MPK_OFFSET(Control, abort, 64);
+MPK_OFFSET(Control, pad1, 68);
+MPK_OFFSET(Control, step, 128);
 
 struct Host {
   unsigned int abort;
@@ -208,19 +215,19 @@ struct Host {
   Fault fault;
 };
 static_assert(sizeof(Host) == 192, "Host");
-static_assert(__builtin_offsetof(Host, abort) == 0, "Host.abort");
-static_assert(__builtin_offsetof(Host, pad0) == 4, "Host.pad0");
-static_assert(__builtin_offsetof(Host, progress) == 64, "Host.progress");
-static_assert(__builtin_offsetof(Host, pad1) == 68, "Host.pad1");
-static_assert(__builtin_offsetof(Host, fault) == 128, "Host.fault");
+MPK_OFFSET(Host, abort, 0);
+MPK_OFFSET(Host, pad0, 4);
+MPK_OFFSET(Host, progress, 64);
+MPK_OFFSET(Host, pad1, 68);
+MPK_OFFSET(Host, fault, 128);
 
 struct Record {
   unsigned int tag;
   unsigned int clock;
 };
 static_assert(sizeof(Record) == 8, "Record");
-static_assert(__builtin_offsetof(Record, tag) == 0, "Record.tag");
-static_assert(__builtin_offsetof(Record, clock) == 4, "Record.clock");
+MPK_OFFSET(Record, tag, 0);
+MPK_OFFSET(Record, clock, 4);
 
 struct Lane {
   unsigned int magic;
@@ -241,22 +248,22 @@ struct Lane {
   unsigned long long end_clock;
 };
 static_assert(sizeof(Lane) == 64, "Lane");
-static_assert(__builtin_offsetof(Lane, magic) == 0, "Lane.magic");
-static_assert(__builtin_offsetof(Lane, version) == 4, "Lane.version");
-static_assert(__builtin_offsetof(Lane, rank) == 6, "Lane.rank");
-static_assert(__builtin_offsetof(Lane, worker) == 8, "Lane.worker");
-static_assert(__builtin_offsetof(Lane, role) == 10, "Lane.role");
-static_assert(__builtin_offsetof(Lane, clock_unit) == 11, "Lane.clock_unit");
-static_assert(__builtin_offsetof(Lane, sm) == 12, "Lane.sm");
-static_assert(__builtin_offsetof(Lane, capacity) == 16, "Lane.capacity");
-static_assert(__builtin_offsetof(Lane, written) == 20, "Lane.written");
-static_assert(__builtin_offsetof(Lane, dropped) == 24, "Lane.dropped");
-static_assert(__builtin_offsetof(Lane, level) == 28, "Lane.level");
-static_assert(__builtin_offsetof(Lane, wrapped) == 30, "Lane.wrapped");
-static_assert(__builtin_offsetof(Lane, begin_global_ns) == 32, "Lane.begin_global_ns");
-static_assert(__builtin_offsetof(Lane, begin_clock) == 40, "Lane.begin_clock");
-static_assert(__builtin_offsetof(Lane, end_global_ns) == 48, "Lane.end_global_ns");
-static_assert(__builtin_offsetof(Lane, end_clock) == 56, "Lane.end_clock");
+MPK_OFFSET(Lane, magic, 0);
+MPK_OFFSET(Lane, version, 4);
+MPK_OFFSET(Lane, rank, 6);
+MPK_OFFSET(Lane, worker, 8);
+MPK_OFFSET(Lane, role, 10);
+MPK_OFFSET(Lane, clock_unit, 11);
+MPK_OFFSET(Lane, sm, 12);
+MPK_OFFSET(Lane, capacity, 16);
+MPK_OFFSET(Lane, written, 20);
+MPK_OFFSET(Lane, dropped, 24);
+MPK_OFFSET(Lane, level, 28);
+MPK_OFFSET(Lane, wrapped, 30);
+MPK_OFFSET(Lane, begin_global_ns, 32);
+MPK_OFFSET(Lane, begin_clock, 40);
+MPK_OFFSET(Lane, end_global_ns, 48);
+MPK_OFFSET(Lane, end_clock, 56);
 
 struct Launch {
   unsigned long long tasks;
@@ -295,39 +302,41 @@ struct Launch {
   int dims[8];
 };
 static_assert(sizeof(Launch) == 224, "Launch");
-static_assert(__builtin_offsetof(Launch, tasks) == 0, "Launch.tasks");
-static_assert(__builtin_offsetof(Launch, waits) == 8, "Launch.waits");
-static_assert(__builtin_offsetof(Launch, signals) == 16, "Launch.signals");
-static_assert(__builtin_offsetof(Launch, events) == 24, "Launch.events");
-static_assert(__builtin_offsetof(Launch, triggered) == 32, "Launch.triggered");
-static_assert(__builtin_offsetof(Launch, entries) == 40, "Launch.entries");
-static_assert(__builtin_offsetof(Launch, queues) == 48, "Launch.queues");
-static_assert(__builtin_offsetof(Launch, slots) == 56, "Launch.slots");
-static_assert(__builtin_offsetof(Launch, counters) == 64, "Launch.counters");
-static_assert(__builtin_offsetof(Launch, words) == 72, "Launch.words");
-static_assert(__builtin_offsetof(Launch, control) == 80, "Launch.control");
-static_assert(__builtin_offsetof(Launch, host) == 88, "Launch.host");
-static_assert(__builtin_offsetof(Launch, lanes) == 96, "Launch.lanes");
-static_assert(__builtin_offsetof(Launch, pools) == 104, "Launch.pools");
-static_assert(__builtin_offsetof(Launch, wait_limit) == 112, "Launch.wait_limit");
-static_assert(__builtin_offsetof(Launch, n_workers) == 120, "Launch.n_workers");
-static_assert(__builtin_offsetof(Launch, n_tables) == 124, "Launch.n_tables");
-static_assert(__builtin_offsetof(Launch, n_events) == 128, "Launch.n_events");
-static_assert(__builtin_offsetof(Launch, n_tasks) == 132, "Launch.n_tasks");
-static_assert(__builtin_offsetof(Launch, rank) == 136, "Launch.rank");
-static_assert(__builtin_offsetof(Launch, n_ranks) == 140, "Launch.n_ranks");
-static_assert(__builtin_offsetof(Launch, iterations) == 144, "Launch.iterations");
-static_assert(__builtin_offsetof(Launch, first_iteration) == 148, "Launch.first_iteration");
-static_assert(__builtin_offsetof(Launch, table) == 152, "Launch.table");
-static_assert(__builtin_offsetof(Launch, lane_capacity) == 156, "Launch.lane_capacity");
-static_assert(__builtin_offsetof(Launch, lanes_per_worker) == 160, "Launch.lanes_per_worker");
-static_assert(__builtin_offsetof(Launch, steps) == 164, "Launch.steps");
-static_assert(__builtin_offsetof(Launch, prefetch) == 168, "Launch.prefetch");
-static_assert(__builtin_offsetof(Launch, ring_bytes) == 172, "Launch.ring_bytes");
-static_assert(__builtin_offsetof(Launch, scratch_bytes) == 176, "Launch.scratch_bytes");
-static_assert(__builtin_offsetof(Launch, level) == 180, "Launch.level");
-static_assert(__builtin_offsetof(Launch, window_skip) == 184, "Launch.window_skip");
-static_assert(__builtin_offsetof(Launch, window_record) == 188, "Launch.window_record");
-static_assert(__builtin_offsetof(Launch, dims) == 192, "Launch.dims");
+MPK_OFFSET(Launch, tasks, 0);
+MPK_OFFSET(Launch, waits, 8);
+MPK_OFFSET(Launch, signals, 16);
+MPK_OFFSET(Launch, events, 24);
+MPK_OFFSET(Launch, triggered, 32);
+MPK_OFFSET(Launch, entries, 40);
+MPK_OFFSET(Launch, queues, 48);
+MPK_OFFSET(Launch, slots, 56);
+MPK_OFFSET(Launch, counters, 64);
+MPK_OFFSET(Launch, words, 72);
+MPK_OFFSET(Launch, control, 80);
+MPK_OFFSET(Launch, host, 88);
+MPK_OFFSET(Launch, lanes, 96);
+MPK_OFFSET(Launch, pools, 104);
+MPK_OFFSET(Launch, wait_limit, 112);
+MPK_OFFSET(Launch, n_workers, 120);
+MPK_OFFSET(Launch, n_tables, 124);
+MPK_OFFSET(Launch, n_events, 128);
+MPK_OFFSET(Launch, n_tasks, 132);
+MPK_OFFSET(Launch, rank, 136);
+MPK_OFFSET(Launch, n_ranks, 140);
+MPK_OFFSET(Launch, iterations, 144);
+MPK_OFFSET(Launch, first_iteration, 148);
+MPK_OFFSET(Launch, table, 152);
+MPK_OFFSET(Launch, lane_capacity, 156);
+MPK_OFFSET(Launch, lanes_per_worker, 160);
+MPK_OFFSET(Launch, steps, 164);
+MPK_OFFSET(Launch, prefetch, 168);
+MPK_OFFSET(Launch, ring_bytes, 172);
+MPK_OFFSET(Launch, scratch_bytes, 176);
+MPK_OFFSET(Launch, level, 180);
+MPK_OFFSET(Launch, window_skip, 184);
+MPK_OFFSET(Launch, window_record, 188);
+MPK_OFFSET(Launch, dims, 192);
 
 }  // namespace mpk
+
+#undef MPK_OFFSET
