@@ -138,7 +138,7 @@ def simplify(graph: Any, cost: Mapping[str, float] | None = None, fold: bool = T
     clusters: list[Cluster] = []
     started: set[int] = set()
     run_of = {position: r for r, run in enumerate(runs) for position in run}
-    for i, o in enumerate(operators):
+    for i in range(len(operators)):
         if i in of:
             r = run_of[of[i]]
             if r in started:

@@ -183,7 +183,9 @@ class Layout:
 def groups_of(table: TaskTable) -> tuple[Ints, tuple[str, ...]]:
     """The column of each operator: its layer, in program order; a graph without layers goes by dependency level."""
     n_ops = len(table.names)
-    if n_ops and (table.layers < 0).all():
+    if not n_ops:
+        return _ints([]), ()
+    if (table.layers < 0).all():
         level = np.zeros(n_ops, np.int64)
         for edges in sorted(
             (e for e in table.edges if not e.lag and e.producer < e.consumer), key=lambda e: e.consumer
@@ -191,8 +193,8 @@ def groups_of(table: TaskTable) -> tuple[Ints, tuple[str, ...]]:
             level[edges.consumer] = max(level[edges.consumer], level[edges.producer] + 1)
         used, group = np.unique(level, return_inverse=True)
         return _ints(group), tuple(f"level {int(k)}" for k in used)
-    change = np.flatnonzero(np.r_[True, table.layers[1:] != table.layers[:-1]]) if n_ops else _ints([])
-    group = _ints(np.cumsum(np.r_[0, (table.layers[1:] != table.layers[:-1]).astype(np.int64)])) if n_ops else _ints([])
+    change = np.flatnonzero(np.r_[True, table.layers[1:] != table.layers[:-1]])
+    group = _ints(np.cumsum(np.r_[0, (table.layers[1:] != table.layers[:-1]).astype(np.int64)]))
     last = np.r_[change[1:], n_ops] - 1
     outside = [
         name if a == b else f"{name} … {table.names[b]}"
