@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -91,8 +92,8 @@ def torch_choice(asked: str, driver: bool) -> str:
 
 def stamp(choice: str) -> str:
     """A hash of all that decides what the environment holds, and of where it lies (its scripts name their folder)."""
-    digest = hashlib.sha256()
-    for file in ("pyproject.toml", "constraints.txt", "tools/setup_env.py"):
+    digest = hashlib.sha256(json.dumps(project(), sort_keys=True).encode())  # how tools are set does not matter
+    for file in ("constraints.txt", "tools/setup_env.py"):
         digest.update((ROOT / file).read_bytes())
     digest.update("\0".join([choice, str(ROOT), sys.executable, platform.python_version()]).encode())
     return digest.hexdigest()
@@ -173,14 +174,19 @@ def resolve(python: str, source: list[str]) -> tuple[str, str]:
 
 def requirements(without_torch: bool = False, with_cuda: bool = False) -> list[str]:
     """mpklab's own requirements with every extra the targets need, read from pyproject.toml."""
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = list(project["dependencies"])
+    wanted = list(project()["dependencies"])
     for extra in (*EXTRAS, *(["cuda"] if with_cuda else [])):
-        wanted += project["optional-dependencies"][extra]
+        wanted += project()["optional-dependencies"][extra]
     pulls_torch = ("torch", "accelerate")
     return [need for need in wanted if not (without_torch and need.startswith(pulls_torch))]
+
+
+def project() -> dict[str, Any]:
+    """What pyproject.toml says of the project itself."""
+    import tomllib  # from Python 3.11 on, which is checked first
+
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
 
 
 def has_torch(python: str) -> bool:
