@@ -1,5 +1,6 @@
 """Analyses: from frames to answers; each takes a profile and gives a DataFrame."""
 
+from mpklab.analysis.findings import explain
 from mpklab.analysis.handoffs import handoff, waits
 from mpklab.analysis.idle import bubbles
 from mpklab.analysis.limits import bounds, efficiency
@@ -15,6 +16,7 @@ __all__ = [
     "critical_path",
     "diff",
     "efficiency",
+    "explain",
     "handoff",
     "imbalance",
     "iterations",

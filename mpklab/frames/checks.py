@@ -175,6 +175,9 @@ def verdict(profile: Profile) -> str:
         said.append(f"clocks agree to {residual(profile):.0f} ns")
     bad, checked = int(c["violations"].sum()), int(c["edges"].sum())
     if checked:
-        worst_ns = int(c["worst_ns"].max())
-        said.append(f"{bad} of {checked} edges violate causality" + (f", by at most {worst_ns} ns" if bad else ""))
+        said.append(f"{bad} of {checked} edges violate causality")
+        if bad:
+            worst, error = int(c["worst_ns"].max()), residual(profile)
+            within = f", within the clocks' {error:.0f} ns" if worst <= error else ", more than the clocks explain"
+            said[-1] += f", by at most {worst} ns{within}"
     return "; ".join(said)

@@ -1,0 +1,268 @@
+"""The findings that cost most, in plain sentences: where worker time went, through whose fault, and what it rests on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mpklab import abi
+from mpklab.analysis.idle import CLASSES, Pieces, pieces
+from mpklab.analysis.load import imbalance
+from mpklab.frames import decode, health, records, residual
+from mpklab.profile import Profile
+
+LAYER = re.compile(r"^(layers?|blocks?)?[._]?\d+[._]")
+_CODE = {name: i for i, name in enumerate(CLASSES)}
+WAITING = ("producer", "blocked", "starved", "ready_elsewhere", "latency")
+SLOW = 1.15  # a worker is slow when its tiles take this many times the median of their operators
+FEW = 0.5  # an operator has few tiles when they leave more than half of the workers without one
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence, the worker time it is about, and the tasks it rests on."""
+
+    kind: str
+    sentence: str
+    cost_ns: int
+    tasks: tuple[int, ...]
+
+
+def explain(profile: Profile, top: int = 5) -> pd.DataFrame:
+    """The `top` findings that cost most worker time, largest first.
+
+    kind: slow_worker, few_tiles, waits, handoff, order, uneven_tail, late_pages, fetch, ramp, recording, lost · finding:
+    a sentence · cost_ns: worker time lost to it · share: of all worker time · tasks: ids it rests on (the most costly,
+    at most 32). No worker time counts for two findings: the more specific cause takes it.
+    """
+    p = pieces(profile)
+    total = max(1, int(p.ns.sum()))
+    found: list[Finding] = []
+    free = np.isin(p.kind, [_CODE[c] for c in WAITING])
+    for look in (_slow_workers, _few_tiles, _late_pages, _order, _handoffs, _waits):
+        free = look(profile, p, free, total, found)
+    found += _rest(profile, p, total)
+    found = sorted((f for f in found if f.cost_ns > 0), key=lambda f: -f.cost_ns)[:top]
+    return pd.DataFrame(
+        {
+            "kind": [f.kind for f in found],
+            "finding": [f.sentence for f in found],
+            "cost_ns": np.array([f.cost_ns for f in found], np.int64),
+            "share": [f.cost_ns / total for f in found],
+            "tasks": [list(f.tasks) for f in found],
+        }
+    )
+
+
+def family(name: str) -> str:
+    """An operator's name without its layer: layer3.qkv_proj and layer4.qkv_proj are one family."""
+    return LAYER.sub("", name)
+
+
+def say_ns(ns: float) -> str:
+    """A time as people say it: 412 ns, 3.6 µs, 1.24 ms."""
+    for limit, unit in ((1e3, "ns"), (1e6, "µs"), (1e9, "ms")):
+        if abs(ns) < limit:
+            return f"{ns / (limit / 1e3):.3g} {unit}"
+    return f"{ns / 1e9:.3g} s"
+
+
+def _families(profile: Profile) -> tuple[list[str], np.ndarray]:
+    """Names of families, and the family of each task; -1 for a task without one, which is also the last entry's."""
+    code, names = pd.factorize(np.array([family(str(o["name"])) for o in profile.operators], object))
+    of_task = code[profile.tasks["operator"]] if profile.n_tasks else np.zeros(0, np.int64)
+    return [str(n) for n in names], np.append(of_task, -1)
+
+
+def _known(profile: Profile, task: np.ndarray) -> np.ndarray:
+    return np.where(task < profile.n_tasks, task, -1)
+
+
+def _costly(task: np.ndarray, ns: np.ndarray, most: int = 32) -> tuple[int, ...]:
+    """The tasks with the largest sums."""
+    fine = task >= 0
+    ids, where = np.unique(task[fine], return_inverse=True)
+    sums = np.bincount(where, weights=ns[fine], minlength=ids.size)
+    return tuple(int(i) for i in ids[np.argsort(-sums, kind="stable")[:most]])
+
+
+def _share(ns: float, total: int) -> str:
+    return f"{100 * ns / total:.1f} % of worker time"
+
+
+def _slow_workers(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[Finding]) -> np.ndarray:
+    """Workers whose tiles take longer than the same operators' tiles elsewhere, and who then keep others waiting."""
+    table = imbalance(profile, "worker")
+    if len(table) < 3:
+        return free
+    slow = table[(table["slowdown"] > SLOW) & (table["tasks"] >= 3)]
+    if slow.empty or len(slow) > len(table) / 3:
+        return free
+    rows: Any = slow.itertuples(index=False)
+    for row in rows:
+        at = int(row.rank) * profile.n_workers * (profile.n_ranks > 1) + int(row.worker)
+        ran = np.zeros(profile.n_tasks + 1, bool)
+        mine = (p.worker == at) & (p.kind == _CODE["execute"]) & (p.task >= 0)
+        ran[_known(profile, p.task[mine])] = True
+        ran[-1] = False
+        waited = free & (p.worker != at) & (p.cause >= 0) & ran[_known(profile, p.cause)]
+        cost = int(p.ns[waited].sum())
+        out.append(
+            Finding(
+                "slow_worker",
+                f"Worker {row.worker} takes {row.slowdown:.2f} times as long as the others for the same tiles; others "
+                f"wait {say_ns(cost)} for it, {_share(cost, total)}.",
+                cost,
+                _costly(p.cause[waited], p.ns[waited]),
+            )
+        )
+        free = free & ~waited
+    return free
+
+
+def _few_tiles(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[Finding]) -> np.ndarray:
+    """Operators cut into so few tiles that most workers can only wait for them."""
+    workers = profile.n_workers
+    tiles = np.diff(profile.task_first)
+    few = (tiles > 0) & (tiles < FEW * workers)
+    if not few.any() or workers < 3:
+        return free
+    names, of_task = _families(profile)
+    in_few = np.append(few[profile.tasks["operator"]], False)
+    cause = _known(profile, p.cause)
+    taken = free & in_few[cause] & (p.kind != _CODE["latency"])
+    for f in np.unique(of_task[cause[taken]]):
+        mine = taken & (of_task[cause] == f)
+        cost = int(p.ns[mine].sum())
+        count = int(tiles[profile.tasks["operator"][cause[mine]]].max())
+        out.append(
+            Finding(
+                "few_tiles",
+                f"{names[int(f)]} is cut into {count} tile{'s' * (count != 1)} for {workers} workers; the others wait "
+                f"{say_ns(cost)} for it, {_share(cost, total)}.",
+                cost,
+                _costly(p.cause[mine], p.ns[mine]),
+            )
+        )
+    return free & ~taken
+
+
+def _late_pages(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[Finding]) -> np.ndarray:
+    """Time that consumers stood before pages that had not arrived (level 3), and loads that did not run ahead."""
+    d = decode(profile)
+    pages = (d.phase == records.OPERAND) & (d.lanes.role[d.lane] == records.COMPUTE)
+    cost = int((d.end_ns - d.begin_ns)[pages].sum())
+    if not cost:
+        return free
+    loads = np.nonzero((d.phase == int(abi.Phase.load)) & (d.task >= 0))[0]
+    ahead = ""
+    if loads.size:
+        starts = pd.Series(d.begin_ns[loads]).groupby([d.iteration[loads], d.task[loads]]).min()
+        runs = np.nonzero((d.phase == records.EXECUTE) & (d.task >= 0))[0]
+        begins = pd.Series(d.begin_ns[runs]).groupby([d.iteration[runs], d.task[runs]]).min()
+        lead = (begins - starts).dropna()
+        if len(lead):
+            ahead = f"; loads begin a median of {say_ns(float(lead.median()))} before the task computes"
+    out.append(
+        Finding(
+            "late_pages",
+            f"Consumers wait {say_ns(cost)} for pages to arrive, {_share(cost, total)}{ahead}.",
+            cost,
+            _costly(d.task[pages], (d.end_ns - d.begin_ns)[pages]),
+        )
+    )
+    return free
+
+
+def _order(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[Finding]) -> np.ndarray:
+    """Waits at the head of a queue that held something ready."""
+    blocked = free & (p.kind == _CODE["blocked"])
+    cost = int(p.ns[blocked].sum())
+    if cost:
+        names, of_task = _families(profile)
+        by = np.bincount(of_task[_known(profile, p.task[blocked])] + 1, weights=p.ns[blocked])
+        head = int(by.argmax()) - 1
+        most = f", most of it before {names[head]}" if head >= 0 else ""
+        out.append(
+            Finding(
+                "order",
+                f"Workers wait {say_ns(cost)} at the head of their queue while a later task of the same queue is ready"
+                f"{most}: {_share(cost, total)} that another order would use.",
+                cost,
+                _costly(p.task[blocked], p.ns[blocked]),
+            )
+        )
+    return free & ~blocked
+
+
+def _handoffs(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[Finding]) -> np.ndarray:
+    """Signals given and not seen yet."""
+    late = free & (p.kind == _CODE["latency"])
+    cost = int(p.ns[late].sum())
+    if cost:
+        some = late & (p.ns > 0)
+        error = residual(profile)
+        out.append(
+            Finding(
+                "handoff",
+                f"Signals take a median of {np.median(p.ns[some]):.0f} ± {error:.0f} ns to be noticed, "
+                f"{int(some.sum())} times: {_share(cost, total)}.",
+                cost,
+                _costly(p.task[some], p.ns[some]),
+            )
+        )
+    return free & ~late
+
+
+def _waits(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[Finding]) -> np.ndarray:
+    """What is left of waiting, by the operator that was waited for."""
+    names, of_task = _families(profile)
+    cause = of_task[_known(profile, p.cause)]
+    for f in np.unique(cause[free]):
+        mine = free & (cause == f)
+        cost = int(p.ns[mine].sum())
+        if f < 0:
+            sentence = f"Workers have nothing to do for {say_ns(cost)}, {_share(cost, total)}."
+        else:
+            running = int(p.ns[mine & (p.kind == _CODE["producer"])].sum())
+            ops = profile.tasks["operator"][p.cause[mine]]
+            count = np.unique(ops).size
+            where = f" ({count} operators of this name)" if count > 1 else ""
+            sentence = (
+                f"Workers wait {say_ns(cost)} for {names[int(f)]}{where}, {_share(cost, total)}; for "
+                f"{100 * running / max(1, cost):.0f} % of that it was running, for the rest it had not begun."
+            )
+        out.append(Finding("waits", sentence, cost, _costly(p.cause[mine], p.ns[mine])))
+    return free & False
+
+
+def _rest(profile: Profile, p: Pieces, total: int) -> list[Finding]:
+    """Everything that is not waiting: ends of the run, descriptors, recording, lost records."""
+
+    def cost(*names: str) -> int:
+        return int(p.ns[np.isin(p.kind, [_CODE[n] for n in names])].sum())
+
+    said: list[tuple[str, Callable[[int], str], tuple[str, ...]]] = [
+        ("ramp", lambda c: f"Workers stand at the beginning and the end for {say_ns(c)}, {{}}.", ("ramp", "tail")),
+        ("fetch", lambda c: f"Reading descriptors and giving signals takes {say_ns(c)}, {{}}.", ("fetch", "signal")),
+        ("recording", lambda c: f"Recording itself takes {say_ns(c)}, {{}}.", ("recording",)),
+        ("remote", lambda c: f"Workers wait {say_ns(c)} for other devices, {{}}.", ("remote",)),
+    ]
+    out = []
+    for kind, sentence, names in said:
+        c = cost(*names)
+        codes = [_CODE[n] for n in names]
+        tasks = _costly(p.task[np.isin(p.kind, codes)], p.ns[np.isin(p.kind, codes)])
+        out.append(Finding(kind, sentence(c).format(_share(c, total)), c, tasks))
+    lost = cost("unexplained")
+    h = health(profile)
+    dropped = int(h["dropped"].sum())
+    why = f"; {dropped} records were dropped" if dropped else ""
+    if lost:
+        out.append(Finding("lost", f"{say_ns(lost)} is not explained, {_share(lost, total)}{why}.", lost, ()))
+    return out
