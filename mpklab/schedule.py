@@ -7,7 +7,7 @@ import heapq
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,10 @@ MODES = ("static",)
 
 @dataclass(frozen=True)
 class Schedule(Presented):
-    """A worker and a queue position for every task. `handoff` says, per wait, how the consumer learns of the event."""
+    """A worker and a queue position for every task. `handoff` says, per wait, how the consumer learns of the event.
+
+    Only `verify` sets `verified`; a schedule made from a verified one by `dataclasses.replace` has to be proved again.
+    """
 
     tasks: TaskGraph
     mode: str
@@ -36,7 +39,7 @@ class Schedule(Presented):
     workers: int
     worker: IntArray
     position: IntArray
-    verified: bool = False
+    verified: bool = field(default=False, init=False, compare=False)
 
     @cached_property
     def queues(self) -> tuple[IntArray, ...]:
@@ -124,7 +127,7 @@ class Schedule(Presented):
                         arrays[name] = np.lib.format.read_array(f, allow_pickle=False)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise ScheduleError(f"{path} is not a saved schedule: {error}") from error
-        return _checked(
+        return checked(
             Schedule(tasks, head["mode"], head["policy"], head["workers"], arrays["worker"], arrays["position"])
         )
 
@@ -179,16 +182,30 @@ def from_queues(tasks: TaskGraph, queues: Sequence[Sequence[int]], policy: str =
             if worker[task] >= 0:
                 raise ScheduleError(f"{tasks.task_name(task)} is queued twice, on workers {worker[task]} and {w}")
             worker[task], position[task] = w, i
-    return _checked(Schedule(tasks, "static", policy, len(queues), worker, position))
+    return checked(Schedule(tasks, "static", policy, len(queues), worker, position))
 
 
-def _checked(schedule: Schedule) -> Schedule:
+def checked(schedule: Schedule) -> Schedule:
+    """The schedule, if its arrays are queues: every task once, every position in order; else ScheduleError."""
     tasks = schedule.tasks
     if len(schedule.worker) != len(tasks):
         raise ScheduleError(f"the schedule has {len(schedule.worker)} tasks, the task graph {len(tasks)}")
     missing = np.flatnonzero(schedule.worker < 0)
     if len(missing):
         raise ScheduleError(f"{len(missing)} tasks are on no queue, the first is {tasks.task_name(int(missing[0]))}")
+    if len(tasks) and schedule.worker.max() >= schedule.workers:
+        task = int(schedule.worker.argmax())
+        raise ScheduleError(
+            f"{tasks.task_name(task)} is put on worker {schedule.worker[task]}; there are {schedule.workers}, from 0"
+        )
+    for w, queue in enumerate(schedule.queues):
+        wrong = np.flatnonzero(schedule.position[queue] != np.arange(len(queue)))
+        if len(wrong):
+            task = int(queue[wrong[0]])
+            raise ScheduleError(
+                f"{tasks.task_name(task)} is entry {wrong[0]} of worker {w}'s queue, but its position says "
+                f"{schedule.position[task]}; positions count 0, 1, 2 … without gaps or repeats"
+            )
     return schedule
 
 

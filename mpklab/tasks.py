@@ -343,6 +343,8 @@ def derive_edges(graph: Graph, tiler: _Tiler) -> tuple[EdgeSet, ...]:
             for box in boxes:
                 accesses.setdefault(o.operands[box.operand], []).append((i, writes, box))
     moves = 1 if any(REGISTRY.ops[o.op].step for o in graph.operators) else 0
+    for tensor, uses in accesses.items():
+        _check_disjoint(graph, tiler, tensor, [(i, box) for i, writes, box in uses if writes])
     found: dict[tuple[int, int, str, str, str, int], tuple[IntArray, IntArray]] = {}
     for tensor, uses in accesses.items():
         if not any(w for _, w, _ in uses):
@@ -359,6 +361,23 @@ def derive_edges(graph: Graph, tiler: _Tiler) -> tuple[EdgeSet, ...]:
                     key = (p, c, tensor, c_box.operand, kind, lag)
                     found[key] = _hull(found[key], (begin, end)) if key in found else (begin, end)
     return tuple(EdgeSet(*key, *ranges) for key, ranges in sorted(found.items(), key=lambda kv: kv[0]))
+
+
+def _check_disjoint(graph: Graph, tiler: _Tiler, tensor: str, writes: list[tuple[int, Box]]) -> None:
+    """Nothing orders the tiles of one operator, so no two of them may write the same place."""
+    for i, box in writes:
+        for j, other in writes:
+            if i == j:
+                begin, end = tiler.overlap(i, box, i, other, 0)
+                own = np.arange(len(begin))
+                shared = np.flatnonzero((end > begin) & ((begin != own) | (end != own + 1)))
+                if len(shared):
+                    tile = int(shared[0])
+                    rival = int(begin[tile]) if begin[tile] != tile else int(end[tile]) - 1
+                    raise LowerError(
+                        f"{graph.operators[i].name}: tiles {tile} and {rival} both write {tensor}; "
+                        "tiles of one operator run in any order, so what they write must be disjoint"
+                    )
 
 
 def _hull(a: tuple[IntArray, IntArray], b: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:
@@ -447,16 +466,64 @@ def _prune(deps: list[_Dependence], counts: IntArray, step: int) -> list[_Depend
     return kept
 
 
-def _coarsened(ranges: IntArray, count: int) -> IntArray:
-    """Ranges of one producer's tiles, or its whole when some tile would have to signal too many events."""
-    if len(ranges) <= 1:
-        return ranges
-    mark = np.zeros(count + 1, np.int64)
-    np.add.at(mark, ranges[:, 0], 1)
-    np.add.at(mark, ranges[:, 1], -1)
-    if int(np.cumsum(mark)[:count].max()) <= MAX_WAITS:
-        return ranges
-    return np.array([[0, count]], np.int64)
+def _coarsened(deps: list[_Dependence], counts: IntArray) -> list[_Dependence]:
+    """Where some tile would have to signal too many events, consumers wait for all tiles of its operator instead."""
+    by_producer: dict[int, list[_Dependence]] = {}
+    for d in deps:
+        by_producer.setdefault(d.producer, []).append(d)
+    coarse = set()
+    for p, group in by_producer.items():
+        ranges = _ranges(group)
+        mark = np.zeros(int(counts[p]) + 1, np.int64)
+        np.add.at(mark, ranges[:, 0], 1)
+        np.add.at(mark, ranges[:, 1], -1)
+        if len(ranges) > 1 and int(np.cumsum(mark).max()) > MAX_WAITS:
+            coarse.add(p)
+    return [
+        replace(d, begin=np.zeros_like(d.begin), end=np.where(d.end > d.begin, counts[d.producer], 0))
+        if d.producer in coarse
+        else d
+        for d in deps
+    ]
+
+
+def _ranges(deps: list[_Dependence]) -> IntArray:
+    """The distinct ranges of producer tiles that some consumer asks for, in order."""
+    asked = np.concatenate([np.stack([d.begin, d.end], 1) for d in deps])
+    return np.unique(asked[asked[:, 1] > asked[:, 0]], axis=0)
+
+
+def _counts_apart(deps: list[_Dependence], counts: IntArray) -> list[_Dependence]:
+    """Without a step one worker may be an iteration ahead of another. What keeps their signals apart, where needed.
+
+    A tile may signal an event again only after all that share the event have signalled it. Mostly the tile waits for a
+    consumer that waited for the event. Where it does not, the tiles of the event wait for one another's last signals.
+    """
+    by_pair: dict[tuple[int, int], list[_Dependence]] = {}
+    for d in deps:
+        by_pair.setdefault((d.producer, d.consumer), []).append(d)
+    found: dict[int, list[tuple[int, int]]] = {}
+    for d in deps:
+        p, c = d.producer, d.consumer
+        tile, consumer = np.arange(counts[p]), np.arange(counts[c])[:, None]
+        begin, end = d.begin[:, None], d.end[:, None]
+        mixed = (begin <= tile) & (tile < end) & (end > begin + 1)
+        for r in by_pair.get((c, p), ()):
+            if d.lag + r.lag <= 1:
+                mixed &= ~((r.begin <= consumer) & (consumer < r.end))
+        for r in by_pair.get((p, p), ()):
+            mixed &= ~((r.begin <= begin) & (end <= r.end))
+        for j in np.flatnonzero(mixed.any(axis=1)):
+            found.setdefault(p, []).append((int(d.begin[j]), int(d.end[j])))
+    added = []
+    for p, ranges in found.items():
+        first, last = np.zeros(int(counts[p]), np.int64), np.zeros(int(counts[p]), np.int64)
+        at, until = -1, -1
+        for begin, end in sorted(ranges):
+            at, until = (at, max(until, end)) if begin < until else (begin, end)
+            first[at:until], last[at:until] = at, until
+        added.append(_Dependence(p, p, 1, first, last))
+    return added
 
 
 def _csr(owner: IntArray, values: tuple[IntArray, ...], n: int) -> tuple[IntArray, tuple[IntArray, ...]]:
@@ -502,8 +569,13 @@ def _lower_rewritten(graph: Graph, machine: Machine, plan: Plan) -> TaskGraph:
     steps = [i for i, o in enumerate(graph.operators) if REGISTRY.ops[o.op].step]
     if len(steps) > 1:
         raise LowerError(f"a graph may have one step operator, found {[graph.operators[i].name for i in steps]}")
+    if steps and steps[0] != len(graph.operators) - 1:
+        late = graph.operators[steps[0] + 1].name
+        raise LowerError(f"{graph.operators[steps[0]].name} opens the next iteration, so {late} cannot come after it")
     edges = derive_edges(graph, tiler)
-    kept = _prune(_dependences(edges), counts, steps[0] if steps else -1)
+    kept = _coarsened(_prune(_dependences(edges), counts, steps[0] if steps else -1), counts)
+    while not steps and (more := _counts_apart(kept, counts)):
+        kept = _coarsened(kept + more, counts)
 
     # Events: one for each distinct range that some consumer of an operator asks for.
     by_producer: dict[int, list[_Dependence]] = {}
@@ -516,14 +588,12 @@ def _lower_rewritten(graph: Graph, machine: Machine, plan: Plan) -> TaskGraph:
     events = 0
     for p in sorted(by_producer):
         deps = by_producer[p]
-        asked = np.concatenate([np.stack([d.begin, d.end], 1) for d in deps])
-        ranges = _coarsened(np.unique(asked[asked[:, 1] > asked[:, 0]], axis=0), int(counts[p]))
-        coarse = len(ranges) == 1
+        ranges = _ranges(deps)
         keys = ranges[:, 0] * (counts[p] + 1) + ranges[:, 1]
         for d in deps:
             some = np.flatnonzero(d.end > d.begin)
             wanted = d.begin[some] * (counts[p] + 1) + d.end[some]
-            which = np.zeros(len(some), np.int64) if coarse else np.searchsorted(keys, wanted)
+            which = np.searchsorted(keys, wanted)
             waits.append((first[d.consumer] + some, events + which, np.full(len(some), d.lag, np.int64)))
         for i, (begin, end) in enumerate(ranges):
             tile = np.arange(begin, end)

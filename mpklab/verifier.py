@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mpklab.abi import Handoff
 from mpklab.errors import ScheduleError
-from mpklab.schedule import Schedule
+from mpklab.schedule import Schedule, checked
 from mpklab.tasks import EdgeSet, TaskGraph
 
 IntArray = npt.NDArray[np.int64]
@@ -45,6 +45,7 @@ def verify(schedule: Schedule) -> Schedule:
     """The schedule, marked verified; or ScheduleError naming the two tasks, the tensor and the missing path."""
     if schedule.verified:
         return schedule
+    checked(schedule)
     _check_counts(schedule)
     clocks = vector_clocks(schedule)
     step = schedule.tasks.step_task
@@ -56,7 +57,9 @@ def verify(schedule: Schedule) -> Schedule:
         if edges.lag == 1 and step >= 0:
             continue  # everything of an iteration ends before the step, everything of the next starts after it
         _check_edges(schedule, clocks, edges)
-    return replace(schedule, verified=True)
+    proved = replace(schedule)
+    object.__setattr__(proved, "verified", True)
+    return proved
 
 
 def _check_counts(schedule: Schedule) -> None:
@@ -145,6 +148,7 @@ def vector_clocks(schedule: Schedule) -> Clocks:
 
 def _hang(schedule: Schedule, stuck: list[int], at: list[tuple[int, int, int]], count: IntArray) -> ScheduleError:
     tasks = schedule.tasks
+    signaller = np.repeat(np.arange(len(tasks)), np.diff(tasks.signal_first))
     lines = []
     finding = None
     for w in stuck[:4]:
@@ -157,10 +161,8 @@ def _hang(schedule: Schedule, stuck: list[int], at: list[tuple[int, int, int]], 
             continue
         event, from_epoch = int(tasks.wait_event[i]), epoch - int(tasks.wait_lag[i])
         producer = int(tasks.event_producer[event])
-        tiles = range(int(tasks.event_begin[event]), int(tasks.event_end[event]))
-        missing = [int(tasks.first[producer]) + t for t in tiles]
-        late = [p for p in missing if (from_epoch, schedule.position[p]) >= at[schedule.worker[p]][:2]]
-        first = late[0] if late else missing[0]
+        missing = signaller[tasks.signal_event == event].tolist()
+        first = next(p for p in missing if (from_epoch, schedule.position[p]) >= at[schedule.worker[p]][:2])
         lines.append(
             f"worker {w} at {tasks.task_name(task)} (position {position}) waits for event {event} of "
             f"{tasks.operators[producer].name}, {count[from_epoch, event]} of {tasks.need[event]} signals; "
