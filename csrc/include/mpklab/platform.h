@@ -69,8 +69,12 @@ constexpr u32 clock_unit = u32(Clock::nanoseconds_);
 #endif
 MPK_FN u32 clock_low() { return u32(clock_now()); }
 MPK_FN u32 place() {
+#if defined(__linux__)
   int cpu = sched_getcpu();
   return cpu < 0 ? 0u : u32(cpu);
+#else
+  return 0;
+#endif
 }
 // There may be more workers than cores: spin briefly, then let another thread run.
 MPK_FN void pause(u32 spins) {

@@ -28,7 +28,6 @@ typedef float Floats __attribute__((vector_size(lanes * 4)));
 typedef u32 Words __attribute__((vector_size(lanes * 4)));
 typedef int Ints __attribute__((vector_size(lanes * 4)));
 typedef u16 Halves __attribute__((vector_size(lanes * 2)));
-typedef float HalfFloats __attribute__((vector_size(lanes * 2)));
 
 constexpr float infinity = __builtin_inff();
 constexpr int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
@@ -126,17 +125,6 @@ constexpr int packed_index(int k) {
   return k - r + (r & 1) * lanes + r / 2;
 }
 
-// Sums and maxima over lanes, always as the same tree.
-MPK_INLINE float sum(Floats v) {
-  struct Two {
-    HalfFloats low, high;
-  } two = bits<Two>(v);
-  HalfFloats h = two.low + two.high;
-  if constexpr (lanes == 16) return ((h[0] + h[4]) + (h[2] + h[6])) + ((h[1] + h[5]) + (h[3] + h[7]));
-  if constexpr (lanes == 8) return (h[0] + h[2]) + (h[1] + h[3]);
-  return h[0] + h[1];
-}
-// Lane i of the result is the sum of v[i]: all the trees at once, halves folded together stage by stage.
 template <int... I>
 MPK_INLINE Floats shuffled(Floats a, Floats b, std::integer_sequence<int, I...>) {
 #if defined(__clang__)
@@ -145,6 +133,20 @@ MPK_INLINE Floats shuffled(Floats a, Floats b, std::integer_sequence<int, I...>)
   return __builtin_shuffle(a, b, Ints{I...});
 #endif
 }
+
+// The sum over lanes, always by the same tree: the upper half onto the lower, until one is left.
+template <int Half, int... I>
+MPK_INLINE Floats mirrored(Floats v, std::integer_sequence<int, I...>) {
+  return shuffled(v, v, std::integer_sequence<int, (I ^ Half)...>());
+}
+template <int Half = lanes / 2>
+MPK_INLINE float sum(Floats v) {
+  v = v + mirrored<Half>(v, std::make_integer_sequence<int, lanes>());
+  if constexpr (Half > 1) return sum<Half / 2>(v);
+  return v[0];
+}
+
+// Lane i of the result is sum(v[i]), bit for bit: all the trees at once.
 template <int Half, int... I>
 MPK_INLINE Floats folded(Floats a, Floats b, std::integer_sequence<int, I...>) {
   return shuffled(a, b, std::integer_sequence<int, (I % (2 * Half) < Half ? I : lanes + I - Half)...>()) +

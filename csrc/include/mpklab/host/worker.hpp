@@ -101,6 +101,16 @@ struct Loop {
     if (ahead < at || ahead >= end) ahead = at, ahead_piece = 0, ahead_bytes = 0;
   }
 
+  // Streaming weights empties the caches: begins to read the tables' lines that the next two tasks will need.
+  void fetch_ahead() {
+    if (at + 2 < end) __builtin_prefetch(&run.task(entries()[at + 2].task));
+    if (at + 1 < end) {
+      const Task& task = run.task(entries()[at + 1].task);
+      __builtin_prefetch(run.waits() + task.waits);
+      __builtin_prefetch(run.signals() + task.signals);
+    }
+  }
+
   // While there is nothing to run: begins to read the weights of the next task that has any. False: no more to do.
   bool look_ahead() {
     if (ahead < at) ahead = at, ahead_piece = 0, ahead_bytes = 0;
@@ -145,6 +155,7 @@ struct Loop {
     const Task& task = run.task(id);
     const Operator& op = operators[task.variant];
     Context context{launch, task, step, scratch, nullptr};
+    fetch_ahead();
     if (run.aborted()) return false;
     // No loader runs ahead here, so the waits of streamed operands are waits like the others.
     for (u32 i = 0; i < task.n_waits; ++i)

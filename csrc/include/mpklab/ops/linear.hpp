@@ -118,30 +118,43 @@ struct Linear {
     return load(v);
   }
 
-  // A row has this many pairs of running sums, so that one addition need not wait for the last.
-  static constexpr int chains = lanes == 4 ? 4 : 2;
-  static constexpr int batch = Rows == 1 ? 1 : lanes == 16 && Rows >= 4 ? 4 : 2;  // rows of x at a time
-  static constexpr int ahead_bytes =
-      8192;  // one row after the other is a plain stream: begin to read it this far ahead
+  // A row has this many pairs of running sums, so that one addition need not wait for the last. Out-of-order execution
+  // overlaps rows too, and the wider the vectors, the fewer sums are needed to keep up with the memory.
+  static constexpr int chains = 16 / lanes;
+  // Rows of x, and of the weights, that are multiplied at a time once there are enough rows of x.
+  static constexpr int batch = lanes == 16 && Rows >= 4 ? 4 : Rows >= 2 ? 2 : 1;
+  static constexpr int pair = lanes == 16 ? 2 : 1;
+  // One row after the other is a plain stream: begin to read it this far ahead.
+  static constexpr int ahead_bytes = 8192;
 
-  // Weight rows [n, n + count) times every live row. The rows are read from memory once, in order.
+  // Weight rows [n, n + count) times every live row. The weights are read from memory once, in order.
   static void multiply(const Context& c, int n, int count, const float* x, int rows, float (*y)[lanes]) {
     Floats partial[Rows][lanes];
-    for (int i = 0; i < count; ++i) {
-      const T* w = c.row<T>(1, n + i, K);
-      int b = 0;
-      for (; b + batch <= rows; b += batch) dots<batch>(w, x + b * padded, partial + b, i);
-      for (; b < rows; ++b) dots<1>(w, x + b * padded, partial + b, i);
-    }
+    int i = 0;
+    if constexpr (Rows > 1)
+      if (rows >= batch)
+        for (; i + pair <= count; i += pair) multiply_rows<pair, batch>(c, n + i, x, rows, partial, i);
+    for (; i < count; ++i) multiply_rows<1, batch>(c, n + i, x, rows, partial, i);
     for (int b = 0; b < rows; ++b) {
-      for (int i = count; i < lanes; ++i) partial[b][i] = Floats{};
+      for (i = count; i < lanes; ++i) partial[b][i] = Floats{};
       store(y[b], sums(partial[b]));
     }
   }
 
-  template <int B>
-  static MPK_INLINE void dots(const T* w, const float* x, Floats (*partial)[lanes], int at) {
-    Floats sum[B][2 * chains] = {};
+  template <int R, int B>
+  static MPK_INLINE void multiply_rows(const Context& c, int n, const float* x, int rows, Floats (*partial)[lanes],
+                                       int at) {
+    const T* w[R];
+    for (int r = 0; r < R; ++r) w[r] = c.row<T>(1, n + r, K);
+    int b = 0;
+    for (; b + B <= rows; b += B) dots<R, B>(w, x + b * padded, partial + b, at);
+    if constexpr (B > 1)
+      for (; b < rows; ++b) dots<R, 1>(w, x + b * padded, partial + b, at);
+  }
+
+  template <int R, int B>
+  static MPK_INLINE void dots(const T* const (&w)[R], const float* x, Floats (*partial)[lanes], int at) {
+    Floats sum[R][B][2 * chains] = {};
     constexpr int unit = chains * pair_lanes, whole = K / unit * unit;
     for (int k = 0; k < whole; k += unit) {
 #pragma GCC unroll 4
@@ -150,21 +163,29 @@ struct Linear {
 #pragma GCC unroll 4
     for (int i = 0; i < chains; ++i)
       if (int k = whole + i * pair_lanes; k < K) block(w, x, k, K - k, i, sum);
-    for (int b = 0; b < B; ++b) {
-      for (int i = 2; i < 2 * chains; ++i) sum[b][i % 2] = sum[b][i % 2] + sum[b][i];
-      partial[b][at] = sum[b][0] + sum[b][1];
-    }
+    for (int r = 0; r < R; ++r)
+      for (int b = 0; b < B; ++b) {
+        for (int i = 2; i < 2 * chains; ++i) sum[r][b][i % 2] = sum[r][b][i % 2] + sum[r][b][i];
+        partial[b][at + r] = sum[r][b][0] + sum[r][b][1];
+      }
   }
 
-  template <int B>
-  static MPK_INLINE void block(const T* w, const float* x, int k, int n, int chain, Floats (&sum)[B][2 * chains]) {
-    Floats a, z;
-    split(w + k, a, z, n);
-    __builtin_prefetch((const char*)(w + k) + ahead_bytes, 0, 0);
+  template <int R, int B>
+  static MPK_INLINE void block(const T* const (&w)[R], const float* x, int k, int n, int chain,
+                               Floats (&sum)[R][B][2 * chains]) {
+    Floats a[R], z[R];
+    for (int r = 0; r < R; ++r) {
+      split(w[r] + k, a[r], z[r], n);
+      __builtin_prefetch((const char*)(w[r] + k) + ahead_bytes, 0, 0);
+    }
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
-      sum[b][2 * chain] = a * load(x + b * padded + k) + sum[b][2 * chain];
-      sum[b][2 * chain + 1] = z * load(x + b * padded + k + lanes) + sum[b][2 * chain + 1];
+      Floats first = load(x + b * padded + k), second = load(x + b * padded + k + lanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        sum[r][b][2 * chain] = a[r] * first + sum[r][b][2 * chain];
+        sum[r][b][2 * chain + 1] = z[r] * second + sum[r][b][2 * chain + 1];
+      }
     }
   }
 };
