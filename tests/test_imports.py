@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mpklab"
 # Left imports nothing from its right. A folder counts as one stage.
 STAGES = """
     errors presented env console stamp dims abi device machine ops graph passes models layers tracer tasks schedule verifier
-    reference simulator codegen builder profile run frames analysis plots widgets pipeline present
+    reference codegen builder profile simulator run frames analysis plots widgets pipeline present
 """.split()
 FREE = {"cli", "doctor", "demo", "bench", "__main__", "__init__"}  # programs and the front door: may import anything
 BY_NAME = "mpklab.present"  # the one module that values may look up by name, when asked to show themselves
