@@ -76,7 +76,7 @@ def _host_entry() -> list[str]:
 
 
 # What a CUDA kernel is made with unless the plan says otherwise; FACTS of one H200 in profiles/LOG.md.
-DEVICE_SETTINGS = {"consumer_warps": 16, "page_bytes": 32768, "pages": 6}
+DEVICE_SETTINGS = {"consumer_warps": 16, "page_bytes": 32768, "pages": 6, "in_flight": 3}
 
 
 def device_settings(settings: Any) -> dict[str, int]:
@@ -89,7 +89,7 @@ def device_settings(settings: Any) -> dict[str, int]:
 
 def _device_entry(settings: Any, level: int) -> list[str]:
     s = device_settings(settings)
-    arguments = f"Kernel, {level}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}"
+    arguments = f"Kernel, {level}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}"
     return [
         f'extern "C" __global__ void __launch_bounds__(mpk::threads<{s["consumer_warps"]}>(), 1)',
         "mpk_kernel(const __grid_constant__ mpk::Launch launch) {",
@@ -144,4 +144,6 @@ def pack(schedule: Schedule) -> Tables:
 
 def _fits(what: str, count: int, limit: int) -> None:
     if count >= limit:
-        raise BuildError(f"{count} {what} do not fit the tables, which hold {limit - 1}: use larger tiles or fewer layers")
+        raise BuildError(
+            f"{count} {what} do not fit the tables, which hold {limit - 1}: use larger tiles or fewer layers"
+        )

@@ -90,7 +90,7 @@ def compile_options(compiler: str, arch: str) -> list[str]:
     if compiler == "nvcc":
         number = arch.removeprefix("sm_")
         return [f"-gencode=arch=compute_{number},code={arch}", "-std=c++20", "-O3", "-lineinfo", "-Xptxas=-v", "-cubin"]
-    return [f"--gpu-architecture={arch}", "--std=c++20", "--device-as-default-execution-space", "--generate-line-info"]
+    return [f"--gpu-architecture={arch}", "--std=c++20", "--device-as-default-execution-space", "--generate-line-info", "--ptxas-options=-v"]
 
 
 def _include_folders() -> list[str]:

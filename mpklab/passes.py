@@ -72,7 +72,9 @@ def merge_linears(graph: Graph) -> Graph:
         name = f"{prefix}.{stem}_{suffix}" if prefix else f"{stem}_{suffix}"
         weight = tensors[first.operands["weight"]]
         parts = tuple(s.operands["weight"] for s in linears)
-        tensors[f"{name}.weight"] = Tensor(f"{name}.weight", (sum(heights), weight.shape[1]), weight.dtype, "weight", parts)
+        tensors[f"{name}.weight"] = Tensor(
+            f"{name}.weight", (sum(heights), weight.shape[1]), weight.dtype, "weight", parts
+        )
         out = tensors[first.operands["out"]]
         tensors[name] = replace(out, name=name, shape=(out.shape[0], sum(heights)))
         merged[first.name] = replace(
@@ -166,10 +168,15 @@ def fuse_residual(graph: Graph) -> Graph:
 
 
 @_pass
-def split_attention(graph: Graph, splits: int) -> Graph:
-    """Each attention is cut into pieces of the context, joined by an attention_merge. splits=1 leaves it whole."""
+def split_attention(graph: Graph, splits: int, bits: int = 32) -> Graph:
+    """Each attention is cut into pieces of the context, joined by an attention_merge. splits=1 leaves it whole.
+
+    `bits`: 32 keeps the pieces in float32, 16 in the attention's own dtype, half of what the merge reads.
+    """
     if splits < 1:
         raise GraphError(f"split_attention: splits must be at least 1, not {splits}")
+    if bits not in (16, 32):
+        raise GraphError(f"split_attention: pieces are kept in 32 or 16 bits, not {bits}")
     if splits == 1:
         return graph
     tensors = dict(graph.tensors)
@@ -181,14 +188,15 @@ def split_attention(graph: Graph, splits: int) -> Graph:
         out = tensors[op.operands["out"]]
         batch, heads = out.shape[0], op.attrs["heads"]
         d = upper(out.shape[1]) // heads
-        partial = Tensor(f"{op.name}.partial", (batch, heads, splits, d), op.attrs["partial_dtype"], "activation")
+        kept = "float32" if bits == 32 else out.dtype
+        partial = Tensor(f"{op.name}.partial", (batch, heads, splits, d), kept, "activation")
         stats = Tensor(f"{op.name}.stats", (batch, heads, splits, 2), "float32", "activation")
         tensors |= {partial.name: partial, stats.name: stats}
         operators.append(
             replace(
                 op,
                 operands={**op.operands, "out": partial.name, "stats": stats.name},
-                attrs={**op.attrs, "splits": splits},
+                attrs={**op.attrs, "splits": splits, "partial_dtype": kept},
             )
         )
         operators.append(
@@ -249,9 +257,16 @@ def fuse_argmax(graph: Graph) -> Graph:
         if op.op != "argmax_partial":
             continue
         source = _producer(graph, op.operands["x"])
-        if source is None or source.op != "linear" or source.attrs["argmax_parts"] or source.attrs["epilogue"] != "none":
+        if (
+            source is None
+            or source.op != "linear"
+            or source.attrs["argmax_parts"]
+            or source.attrs["epilogue"] != "none"
+        ):
             continue
         operands = {**source.operands, "value": op.operands["value"], "index": op.operands["index"]}
-        edits[source.name] = replace(source, operands=operands, attrs={**source.attrs, "argmax_parts": op.attrs["parts"]})
+        edits[source.name] = replace(
+            source, operands=operands, attrs={**source.attrs, "argmax_parts": op.attrs["parts"]}
+        )
         gone.add(op.name)
     return graph.rewritten(graph.tensors, [edits.get(o.name, o) for o in graph.operators if o.name not in gone])

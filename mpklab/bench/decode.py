@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--setting", action="append", default=[], metavar="NAME=N", help="a kernel setting, as in a plan"
     )
-    parser.add_argument("--splits", type=int, default=None, help="pieces of the context per head")
+    parser.add_argument("--splits", default=None, help="pieces of the context per head, N or N:16 for pieces in 16 bits")
     parser.add_argument("--no-prefetch", action="store_true", help="the loader waits for the task's events")
     parser.add_argument("--profile", metavar="FILE", help="save a recording of the last configuration")
     parser.add_argument("--level", type=int, default=2, help="recording level of --profile")

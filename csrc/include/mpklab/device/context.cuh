@@ -188,6 +188,11 @@ struct LoadContext {
       if (lane() == 0) recorder.template end<3>(Phase::ring_, described->id);
       if (over) return nullptr;
     }
+    if (S::in_flight < S::pages && issued >= u32(S::in_flight)) {
+      RingPosition<S> landed = at.back(S::in_flight);
+      while (!all(ptx::barrier_try(shared.ring.full + landed.page, landed.parity))) {
+      }
+    }
 #if MPK_BULK
     if (lane() == 0) ptx::barrier_expect(shared.ring.full + at.page, bytes);
     __syncwarp();
@@ -221,10 +226,8 @@ struct LoadContext {
   // Every page that was begun has landed: the block's memory is no longer written to.
   MPK_FN void drain() {
     u32 left = issued < u32(S::pages) ? issued : u32(S::pages);
-    RingPosition<S> last = at;
-    for (u32 i = 0; i < left; ++i) {
-      if (last.page == 0) last.page = S::pages, last.parity ^= 1;
-      --last.page;
+    for (u32 i = 1; i <= left; ++i) {
+      RingPosition<S> last = at.back(i);
       while (!ptx::barrier_try(shared.ring.full + last.page, last.parity)) {
       }
     }

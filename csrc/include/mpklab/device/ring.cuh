@@ -6,10 +6,14 @@
 namespace mpk {
 
 // What a kernel chooses about its blocks.
-template <int Level, int ConsumerWarps, int PageBytes, int Pages>
+template <int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight>
 struct Shape {
   static constexpr int level = Level, warps = ConsumerWarps, threads = 32 * ConsumerWarps;
   static constexpr int page_bytes = PageBytes, pages = Pages;
+  // Pages asked for and not yet landed. More than keep the memory busy only lengthen the queue in front of every
+  // other access of the SM: signals, polls and activations wait behind them.
+  static constexpr int in_flight = InFlight;
+  static_assert(InFlight >= 1 && InFlight <= Pages, "between one page and all of them");
   static_assert(ConsumerWarps >= 4 && ConsumerWarps <= 16, "8 or 16 consumer warps are meant");
   static_assert(PageBytes % 4096 == 0, "a page holds whole runs of every consumer warp");
 };
@@ -34,6 +38,10 @@ struct RingPosition {
 
   MPK_FN void advance() {
     if (++page == u32(S::pages)) page = 0, parity ^= 1;
+  }
+  // The position `count` pages ago, at most once around.
+  MPK_FN RingPosition back(u32 count) const {
+    return page >= count ? RingPosition{page - count, parity} : RingPosition{page + u32(S::pages) - count, parity ^ 1};
   }
 };
 

@@ -293,9 +293,9 @@ constexpr int threads() {
   return 32 * (ConsumerWarps + 1);
 }
 
-template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages>
+template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight = Pages>
 MPK_FN void run_device(const Launch& launch) {
-  using S = Shape<Level, ConsumerWarps, PageBytes, Pages>;
+  using S = Shape<Level, ConsumerWarps, PageBytes, Pages, InFlight>;
   extern __shared__ __align__(1024) char mpk_pages[];
   __shared__ __align__(128) char scratch[Table<K>::template scratch_bytes<S>];
   __shared__ Shared<S> shared;

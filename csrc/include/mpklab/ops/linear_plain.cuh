@@ -51,8 +51,12 @@ struct LinearPlain : Plain {
       return widen(load_one(c.template data<T>(0) + long(b) * L::K + k));
     } else {
       long head = long(b) * (L::K / L::D) + k / L::D;
+      uint2 stats[L::SPLITS];
       float weight[L::SPLITS], x = 0.0f;
-      merge_weights<L::SPLITS>(c.template data<float>(6) + head * L::SPLITS * 2, weight);
+#pragma unroll
+      for (int s = 0; s < L::SPLITS; ++s)
+        stats[s] = ptx::load_shared_by_all((const uint2*)c.template data<float>(6) + head * L::SPLITS + s);
+      merge_weights<L::SPLITS>(stats, weight);
 #pragma unroll
       for (int s = 0; s < L::SPLITS; ++s)
         x += weight[s] * widen(load_one(c.template data<typename L::TP>(0) + (head * L::SPLITS + s) * L::D + k % L::D));

@@ -72,6 +72,10 @@ struct LinearRow {
   MPK_FN void gather(WorkContext<S>& c) {
     bool live = c.rows(L::Dim, 1) > 0;
     if (live) added = first_residual(c);
+    const uint4* merged = nullptr;
+    if constexpr (L::SPLITS > 0) {
+      if (live) merged = merge(c);
+    }
     uint4 gain[G::blocks][2];
 #pragma unroll
     for (int i = 0; i < G::blocks; ++i) {
@@ -79,11 +83,15 @@ struct LinearRow {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         x[i][j] = make_uint4(0, 0, 0, 0);
-        if (n < G::columns && live) x[i][j] = L::activations(c, 0, first_element(c.warp(), n, j, c.lane()));
+        if (n < G::columns && live) {
+          int k = first_element(c.warp(), n, j, c.lane());
+          x[i][j] = merged ? ptx::load_shared(merged + k / 8) : L::activations(c, 0, k);
+        }
         if constexpr (L::NORM)
           if (n < G::columns) gain[i][j] = L::gains(c, first_element(c.warp(), n, j, c.lane()));
       }
     }
+    if constexpr (L::SPLITS > 0) c.sync();  // the merged row lies where compute puts its partial sums
     if constexpr (L::NORM) {
 #pragma unroll
       for (int i = 0; i < G::blocks; ++i) {
@@ -95,6 +103,15 @@ struct LinearRow {
         }
       }
     }
+  }
+
+  // The splits of an attention joined once per block, eight elements a thread, into the scratch.
+  MPK_FN const uint4* merge(WorkContext<S>& c) {
+    uint4* row = (uint4*)c.scratch;
+    static_assert(L::K * 2 <= scratch_bytes, "the merged row fits the scratch");
+    for (int i = c.thread(); i < L::K / 8; i += S::threads) row[i] = L::activations(c, 0, i * 8);
+    c.sync();
+    return row;
   }
 
   MPK_FN void compute(WorkContext<S>& c) {

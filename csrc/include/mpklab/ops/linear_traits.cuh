@@ -26,9 +26,9 @@ struct LinearTraits {
       return load_eight(c.template data<bf16>(0) + long(b) * K + k);
     } else {
       long head = long(b) * (K / D) + k / D;
-      float weight[SPLITS], x[8];
-      merge_weights<SPLITS>(c.template data<float>(6) + head * SPLITS * 2, weight);
-      merge_eight<D, SPLITS>(c.template data<TP>(0) + head * SPLITS * D + k % D, weight, x);
+      float x[8];
+      merge_head<D, SPLITS>(c.template data<float>(6) + head * SPLITS * 2,
+                            c.template data<TP>(0) + head * SPLITS * D + k % D, x);
       return make_uint4(ptx::pack_bf16(x[0], x[1]), ptx::pack_bf16(x[2], x[3]), ptx::pack_bf16(x[4], x[5]),
                         ptx::pack_bf16(x[6], x[7]));
     }
