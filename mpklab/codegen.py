@@ -76,7 +76,7 @@ def _host_entry() -> list[str]:
 
 
 # What a CUDA kernel is made with unless the plan says otherwise; FACTS of one H200 in profiles/LOG.md.
-DEVICE_SETTINGS = {"consumer_warps": 16, "page_bytes": 32768, "pages": 6, "in_flight": 3}
+DEVICE_SETTINGS = {"consumer_warps": 16, "page_bytes": 32768, "pages": 6, "in_flight": 2}
 
 
 def device_settings(settings: Any) -> dict[str, int]:
