@@ -7,7 +7,8 @@ from lanes import Span, encode
 from schedules import Op, Run, make
 
 from mpklab.analysis import bubbles, explain
-from mpklab.analysis.findings import family, say_ns
+from mpklab.analysis.findings import say_ns
+from mpklab.frames.tables import family
 from mpklab.profile import Profile
 
 W = 8

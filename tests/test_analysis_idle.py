@@ -94,6 +94,8 @@ def test_by_operator_and_by_cause():
     assert by_op.loc["b", "producer"] == 100 and by_op.loc["a", "execute"] == 100
     by_cause = bubbles(profile, "cause").set_index("cause")
     assert by_cause.loc["a", "producer"] == 100 and by_cause.loc["a", "latency"] == 9
+    by_family = bubbles(profile, "cause_family").set_index("cause_family")
+    assert by_family.loc["a", "producer"] == 100
     assert bubbles(profile, "all")["makespan_ns"].tolist() == [2 * 159]
     with pytest.raises(ProfileError, match="did you mean 'cause'"):
         bubbles(profile, "causes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from mpklab import abi
+from mpklab.analysis.handoffs import waits
 from mpklab.analysis.idle import CLASSES, Pieces, pieces
 from mpklab.analysis.load import imbalance
 from mpklab.frames import decode, health, records, residual
+from mpklab.frames.tables import family
 from mpklab.profile import Profile
 
-LAYER = re.compile(r"^(layers?|blocks?)?[._]?\d+[._]")
 _CODE = {name: i for i, name in enumerate(CLASSES)}
 WAITING = ("producer", "blocked", "starved", "ready_elsewhere", "latency")
 SLOW = 1.15  # a worker is slow when its tiles take this many times the median of their operators
@@ -57,11 +57,6 @@ def explain(profile: Profile, top: int = 5) -> pd.DataFrame:
             "tasks": [list(f.tasks) for f in found],
         }
     )
-
-
-def family(name: str) -> str:
-    """An operator's name without its layer: layer3.qkv_proj and layer4.qkv_proj are one family."""
-    return LAYER.sub("", name)
 
 
 def say_ns(ns: float) -> str:
@@ -205,15 +200,18 @@ def _handoffs(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: li
     late = free & (p.kind == _CODE["latency"])
     cost = int(p.ns[late].sum())
     if cost:
-        some = late & (p.ns > 0)
-        error = residual(profile)
+        seen = waits(profile)
+        seen = seen[seen["waited"]].sort_values("latency_ns", ascending=False)
+        ns = seen["latency_ns"].to_numpy()
+        typical = f"{np.median(ns):.0f} ± {residual(profile):.0f} ns" if ns.size else "unknown time"
+        slowest = f", the slowest hundredth {say_ns(float(np.quantile(ns, 0.99)))} and more" if ns.size >= 100 else ""
         out.append(
             Finding(
                 "handoff",
-                f"Signals take a median of {np.median(p.ns[some]):.0f} ± {error:.0f} ns to be noticed, "
-                f"{int(some.sum())} times: {_share(cost, total)}.",
+                f"Signals take a median of {typical} to be noticed by the {ns.size} waits that stood before them{slowest}; "
+                f"with the waits that only had to look, {_share(cost, total)}.",
                 cost,
-                _costly(p.task[some], p.ns[some]),
+                _costly(p.task[late], p.ns[late]),
             )
         )
     return free & ~late

@@ -14,7 +14,7 @@ from mpklab.analysis.intervals import Union
 from mpklab.analysis.observed import ALWAYS, Observed, observe
 from mpklab.errors import ProfileError, suggest
 from mpklab.frames import NEVER, decode, records
-from mpklab.frames.tables import operator_columns
+from mpklab.frames.tables import family, operator_columns
 from mpklab.profile import Profile
 
 CLASSES = {
@@ -33,6 +33,7 @@ CLASSES = {
     "recording": "writing the records themselves (records × calibrated cost)",
     "unexplained": "between records, or records lost",
 }
+BY_TASK = ("op", "cause", "family", "cause_family", "layer")
 NAMES = tuple(CLASSES)
 _CODE = {name: i for i, name in enumerate(NAMES)}
 _PLAIN = np.full(64, -1, np.int8)
@@ -71,9 +72,10 @@ class Pieces:
 def bubbles(profile: Profile, by: str = "worker", record_ns: float | None = None) -> pd.DataFrame:
     """Nanoseconds of worker time in each class, one row per `by`; every worker's row sums to the makespan exactly.
 
-    `by` is "worker", "op" (the operator whose task the worker held), "cause" (the operator waited for), "layer",
-    "iteration" or "all". Classes, in columns: execute, gather, producer, latency, blocked, ready_elsewhere, starved,
-    remote, fetch, signal, ramp, tail, recording, unexplained (`mpklab.analysis.idle.CLASSES` says what each means);
+    `by` is "worker", "op" (the operator whose task the worker held), "cause" (the operator waited for), "family" and
+    "cause_family" (the same with layers together), "layer", "iteration" or "all". Classes, in columns: execute,
+    gather, producer, latency, blocked, ready_elsewhere, starved, remote, fetch, signal, ramp, tail, recording,
+    unexplained (`mpklab.analysis.idle.CLASSES` says what each means);
     makespan_ns is their sum. A wait counts as `blocked` before it counts as `producer`, and what is neither is
     `ready_elsewhere` or `starved`. `record_ns` is the cost of one record (default: what the run calibrated, else 0).
     """
@@ -87,22 +89,25 @@ def bubbles(profile: Profile, by: str = "worker", record_ns: float | None = None
             keys["rank"] = np.full(n, decode(profile).lanes.rank[0], np.uint16)
     elif by == "all":
         code, n, keys = np.zeros(p.ns.size, np.int64), 1, {"workers": [p.n_workers]}
-    elif by in ("op", "cause", "layer"):
-        columns = operator_columns(profile, p.cause if by == "cause" else p.task)
-        code, names = pd.factorize(columns["layer" if by == "layer" else "op"], sort=True, use_na_sentinel=False)
+    elif by in BY_TASK:
+        columns = operator_columns(profile, p.cause if by.startswith("cause") else p.task)
+        found: Any = columns["layer" if by == "layer" else "op"]
+        if by.endswith("family"):
+            found = pd.Series(found).map(family, na_action="ignore").astype(object)
+        code, names = pd.factorize(found, sort=True, use_na_sentinel=False)
         n, keys = len(names), {by: pd.Series(list(names), dtype=object if by != "layer" else "int64")}
     elif by == "iteration":
         code, names = pd.factorize(p.iteration, sort=True)
         n, keys = len(names), {"iteration": names}
     else:
-        raise ProfileError(f"bubbles(by={by!r}): {suggest(by, ('worker', 'op', 'cause', 'layer', 'iteration', 'all'))}")
+        raise ProfileError(f"bubbles(by={by!r}): {suggest(by, ('worker', *BY_TASK, 'iteration', 'all'))}")
     table = np.zeros((n, len(NAMES)), np.int64)
     np.add.at(table, (code, p.kind), p.ns)
     out = pd.DataFrame(keys)
     for i, name in enumerate(NAMES):
         out[name] = table[:, i]
     out["makespan_ns"] = table.sum(1)
-    if by in ("op", "cause"):
+    if by in BY_TASK and by != "layer":
         out = out.sort_values("makespan_ns", ascending=False, kind="stable", ignore_index=True)
     return out
 

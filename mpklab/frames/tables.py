@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from typing import Any
 
@@ -13,6 +14,7 @@ from mpklab.frames import records
 from mpklab.frames.records import Decoded, decode
 from mpklab.profile import Profile
 
+LAYER = re.compile(r"^(layers?|blocks?)?[._]?\d+[._]")
 ROLES = tuple(r.name for r in abi.Role)
 
 
@@ -244,6 +246,11 @@ def ranges(begin: np.ndarray, counts: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.int64)
     offset = np.repeat(begin - np.r_[0, np.cumsum(counts)[:-1]], counts)
     return np.arange(total) + offset
+
+
+def family(name: str) -> str:
+    """An operator's name without its layer: layer3.qkv_proj and layer4.qkv_proj are one family."""
+    return LAYER.sub("", name)
 
 
 def role_names(profile: Profile) -> tuple[str, ...]:

@@ -1,0 +1,230 @@
+"""`mpklab profile`: look into a recording from a terminal; tables for people, `--json` for programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mpklab import analysis, frames
+from mpklab.analysis.idle import CLASSES
+from mpklab.console import print_table
+from mpklab.exports import FORMATS, export
+from mpklab.frames.tables import family
+from mpklab.profile import SUFFIX, Profile, recording, recordings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One subcommand per question; FILE is a .mpkprof file or the name of a recording that comes with mpklab."""
+    commands = parser.add_subparsers(metavar="what", required=True, parser_class=type(parser))
+
+    def command(name: str, text: str, files: str = "1") -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        if files == "2":
+            sub.add_argument("before", metavar="BEFORE")
+            sub.add_argument("after", metavar="AFTER")
+        else:
+            sub.add_argument("files", metavar="FILE", nargs="+" if files == "+" else 1)
+        sub.set_defaults(answer=globals()[f"_{name}"])
+        return sub
+
+    command("show", "what it is, how far it can be trusted, what cost most", "+")
+    command("health", "records, clocks and causality, lane by lane", "+")
+    sub = command("bubbles", "where every worker's time went, in shares", "+")
+    sub.add_argument(
+        "--by", default="all", choices=("all", "worker", "op", "cause", "family", "cause_family", "layer", "iteration")
+    )
+    sub.add_argument("--ns", action="store_true", help="nanoseconds instead of shares")
+    _top(sub)
+    sub = command("blame", "the path that the run was waiting for, from the last task to the first", "+")
+    sub.add_argument("--path", action="store_true", help="every segment, not sums")
+    sub.add_argument("--by", default="family", choices=("family", "op"), help="(default: %(default)s, layers together)")
+    _top(sub)
+    sub = command("diff", "what changed between two recordings", "2")
+    sub.add_argument("--by", default="op", choices=("op", "task"))
+    _top(sub)
+    sub = command("export", f"write {', '.join(FORMATS)}, as the suffix of -o says")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    sub.add_argument("--select", type=int, nargs="*", default=(), metavar="TASK", help="tasks to draw arrows to")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the subcommand that was chosen."""
+    answer: Callable[[argparse.Namespace], int] = args.answer
+    return answer(args)
+
+
+def _top(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="at most so many rows; 0: all (default: 20)")
+
+
+def _open(name: str) -> Profile:
+    if not Path(name).exists() and not name.endswith(SUFFIX) and name in recordings():
+        return recording(name)
+    return Profile.load(name)
+
+
+def _each(args: argparse.Namespace, make: Callable[[Profile], tuple[Any, Callable[[], None]]]) -> int:
+    """Print an answer per file, or all of them as one JSON object by file name."""
+    whole = {}
+    for name in args.files:
+        data, show = make(_open(name))
+        whole[name] = data
+        if not args.json:
+            if len(args.files) > 1:
+                print(f"\n{name}")
+            show()
+    if args.json:
+        print(json.dumps(whole if len(whole) > 1 else next(iter(whole.values())), indent=1))
+    return 0
+
+
+def _rows(table: pd.DataFrame) -> Any:
+    """A frame as JSON values; what is missing becomes null."""
+    return json.loads(table.to_json(orient="records", double_precision=6))
+
+
+def _print(table: pd.DataFrame, title: str = "") -> None:
+    cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    print_table([str(c) for c in table.columns], cells, title)
+
+
+def _cell(value: Any) -> object:
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else float(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return "" if value is None or value is pd.NA else value
+
+
+def _show(args: argparse.Namespace) -> int:
+    def make(profile: Profile) -> tuple[Any, Callable[[], None]]:
+        bounds, findings = analysis.bounds(profile), analysis.explain(profile)
+        efficiency = float(bounds["share"].iloc[0])
+        data = {
+            "profile": repr(profile),
+            "meta": json.loads(json.dumps(profile.meta, default=str)),
+            "stamp": json.loads(json.dumps(profile.stamp, default=str)),
+            "health": frames.verdict(profile),
+            "efficiency": None if np.isnan(efficiency) else efficiency,
+            "bounds": _rows(bounds),
+            "findings": _rows(findings),
+        }
+
+        def show() -> None:
+            print(repr(profile))
+            for key in ("created", "commit"):
+                if profile.stamp.get(key):
+                    print(f"{key}: {profile.stamp[key]}")
+            print(f"health: {data['health']}\n")
+            _print(bounds[["bound", "iteration_ns", "share", "why"]].assign(share=_percent(bounds["share"])), "bounds")
+            print("\nwhat cost most")
+            for sentence in findings["finding"]:
+                print(f"- {sentence}")
+
+        return data, show
+
+    return _each(args, make)
+
+
+def _percent(values: Any) -> list[str]:
+    return ["" if np.isnan(v) else f"{100 * v:.1f} %" for v in np.asarray(values, float)]
+
+
+def _health(args: argparse.Namespace) -> int:
+    def make(profile: Profile) -> tuple[Any, Callable[[], None]]:
+        lanes, edges = frames.health(profile), frames.causality(profile)
+        bad = edges[edges["violations"] > 0]
+        verdict = frames.verdict(profile)
+
+        def show() -> None:
+            quiet = ("wrapped", "unmatched_begins", "unmatched_ends", "unknown", "backward", "dropped")
+            hidden = [c for c in quiet if not lanes[c].any()]
+            _print(lanes[lanes["kept"] > 0].drop(columns=[*hidden, "valid"]))
+            if len(bad):
+                _print(bad, "\nedges that consumers seem to overtake")
+            print(f"\n{verdict}")
+
+        return {"verdict": verdict, "lanes": _rows(lanes), "violated": _rows(bad)}, show
+
+    return _each(args, make)
+
+
+def _bubbles(args: argparse.Namespace) -> int:
+    def make(profile: Profile) -> tuple[Any, Callable[[], None]]:
+        table = _cut(analysis.bubbles(profile, args.by), args.top)
+
+        def show() -> None:
+            if args.by == "all":
+                row = table.iloc[0]
+                whole = max(1, int(row["makespan_ns"]))
+                shares = [
+                    (name, int(row[name]), f"{100 * row[name] / whole:.1f} %", text) for name, text in CLASSES.items()
+                ]
+                print_table(("class", "ns", "share", "meaning"), [r for r in shares if r[1]])
+                return
+            shown = table.loc[:, (table != 0).any()]
+            if not args.ns:
+                shown = shown.copy()
+                total = float(analysis.bubbles(profile, "all")["makespan_ns"].iloc[0]) or 1.0
+                if args.by == "worker":
+                    total /= max(1, len(analysis.bubbles(profile)))
+                for name in [*CLASSES, "makespan_ns"]:
+                    if name in shown:
+                        shown[name] = _percent(shown[name] / total)
+            _print(shown.rename(columns={"makespan_ns": "sum"}))
+
+        return _rows(table), show
+
+    return _each(args, make)
+
+
+def _blame(args: argparse.Namespace) -> int:
+    def make(profile: Profile) -> tuple[Any, Callable[[], None]]:
+        path = analysis.blame(profile)
+        total = max(1, int(path["dur_ns"].sum()))
+        if args.path:
+            table = path
+        else:
+            column = "family" if args.by == "family" else "op"
+            named = path.assign(op=path["op"].astype(object).where(path["op"].notna(), ""))
+            named["family"] = [family(str(op)) for op in named["op"]]
+            sums = named.groupby(["segment", column], observed=True)["dur_ns"].agg(["sum", "size"]).reset_index()
+            table = sums.rename(columns={"sum": "dur_ns", "size": "times"}).sort_values("dur_ns", ascending=False)
+            table["share"] = table["dur_ns"] / total
+        table = _cut(table, args.top)
+
+        def show() -> None:
+            _print(table if args.path else table.assign(share=_percent(table["share"])))
+            by = path.groupby("segment", observed=True)["dur_ns"].sum().sort_values(ascending=False)
+            said = ", ".join(f"{name} {100 * ns / total:.1f} %" for name, ns in by.items())
+            print(f"\n{total} ns from first to last: {said}")
+
+        return _rows(table), show
+
+    return _each(args, make)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    table = _cut(analysis.diff(_open(args.before), _open(args.after), by=args.by), args.top)
+    if args.json:
+        print(json.dumps(_rows(table), indent=1))
+    else:
+        _print(table)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    path = export(_open(args.files[0]), args.output, select=args.select)
+    print(json.dumps({"path": str(path)}) if args.json else f"wrote {path}")
+    return 0
+
+
+def _cut(table: pd.DataFrame, top: int) -> pd.DataFrame:
+    return table.head(top) if top > 0 else table

@@ -1,0 +1,69 @@
+"""`mpklab profile`: each subcommand answers in text and in JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+from schedules import Op, Run, make
+
+from mpklab import profile_cli
+from mpklab.analysis import bubbles
+
+
+@pytest.fixture
+def files(tmp_path):
+    ops = [Op("a", before=("b",)), Op("b", after=("a",))]
+
+    def record(b):
+        return make(ops, [[[Run("a", 0, 100 + i % 3)], [Run("b", 0, b + i % 2)]] for i in range(6)], latency=9)
+
+    return [str(record(b).save(tmp_path / f"{b}.mpkprof")) for b in (40, 90)], tmp_path
+
+
+def run(*words):
+    parser = argparse.ArgumentParser()
+    profile_cli.add_arguments(parser)
+    return profile_cli.main(parser.parse_args([str(w) for w in words]))
+
+
+def test_show_says_what_cost_most(files, capsys):
+    (one, two), _ = files
+    assert run("show", one, two) == 0
+    text = capsys.readouterr().out
+    assert "what cost most" in text and "0 of 11 edges violate causality" in text and "path" in text
+    run("show", one, "--json")
+    data = json.loads(capsys.readouterr().out)
+    assert 0 < data["efficiency"] <= 1 and data["findings"][0]["cost_ns"] > 0
+
+
+def test_tables_and_their_json(files, capsys):
+    (one, two), _ = files
+    for words in (
+        ("health", one),
+        ("bubbles", one),
+        ("bubbles", one, "--by", "op"),
+        ("bubbles", one, "--by", "worker", "--ns"),
+        ("blame", one),
+        ("blame", one, "--path", "--top", 3),
+        ("diff", one, two),
+    ):
+        assert run(*words) == 0
+        assert capsys.readouterr().out.strip()
+        assert run(*words, "--json") == 0
+        assert json.loads(capsys.readouterr().out)
+    run("bubbles", one, "--json")
+    from mpklab.profile import Profile
+
+    got = json.loads(capsys.readouterr().out)[0]
+    assert got["execute"] == bubbles(Profile.load(one), "all")["execute"].iloc[0]
+    run("diff", one, two, "--json")
+    rows = {r["op"]: r for r in json.loads(capsys.readouterr().out)}
+    assert abs(rows["b"]["delta_ns"] - 50) < 1 and rows["b"]["sure"]
+
+
+def test_export_writes_what_the_suffix_says(files, capsys):
+    (one, _), folder = files
+    assert run("export", one, "-o", folder / "x.pftrace", "--select", 1) == 0
+    assert (folder / "x.pftrace").stat().st_size > 500 and "wrote" in capsys.readouterr().out
