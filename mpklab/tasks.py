@@ -236,7 +236,7 @@ def _default_passes(graph: Graph, machine: Machine) -> tuple[str, ...]:
         batch, kv, context, _ = graph.tensors[attention.operands["k_cache"]].type.sizes
         splits = _context_splits(batch * kv, context, machine)
         if splits > 1:
-            names += [f"split_attention:{splits}:{32 if machine.backend == 'cpu' else 16}", "fuse_merge"]
+            names += [f"split_attention:{splits}{'' if machine.backend == 'cpu' else ':16'}", "fuse_merge"]
     return tuple(names)
 
 
