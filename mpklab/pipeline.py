@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from mpklab import env, models
-from mpklab.errors import MpkError, suggest
+from mpklab.dims import Extent
+from mpklab.errors import MpkError, ScheduleError, suggest
 from mpklab.graph import Graph
 from mpklab.machine import Machine
 from mpklab.models import Model
 from mpklab.run import Kernel, build
-from mpklab.schedule import assign
+from mpklab.schedule import POLICIES, assign
 from mpklab.tasks import Plan, lower
 from mpklab.verifier import verify
 
@@ -32,10 +33,10 @@ def compile(
     machine: Machine | None = None,
     mode: str = "static",
     policy: Any = "locality",
-    batch: Any = 1,
-    context: int = 1024,
+    batch: Extent | None = None,
+    context: int | None = None,
     layers: int | None = None,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     workers: int | None = None,
     plan: Plan | None = None,
     tiles: Mapping[str, int] | None = None,
@@ -47,8 +48,9 @@ def compile(
     """A name, a Model or a Graph to a running kernel: load, graph, lower, assign, verify, build.
 
     `report(stage, seconds, value)` is told of every finished stage; by default each prints a line on standard error
-    (MPKLAB_PROGRESS=0 silences it). `workers` overrides the machine's. For a Graph, batch, context, layers and dtype
-    are already decided.
+    (MPKLAB_PROGRESS=0 silences it). `workers` overrides the machine's. batch (default 1), context (1024, or what the
+    model allows) and layers (all) shape the decode graph, dtype (bfloat16) is what weights are loaded in; what the
+    given Model or Graph has decided already cannot be asked for again.
     """
     if unknown:
         known = list(compile.__annotations__)[1:-2]
@@ -61,6 +63,15 @@ def compile(
         yield value
         tell(name, time.perf_counter() - begin, str(value[0]).splitlines()[0])
 
+    asked = {"batch": batch, "context": context, "layers": layers, "dtype": dtype}
+    choices = {name: value for name, value in asked.items() if value is not None}
+    shape: dict[str, Any] = {name: value for name, value in choices.items() if name != "dtype"}
+    late = choices if isinstance(what, Graph) else choices.keys() - shape if isinstance(what, Model) else ()
+    for name in late:
+        kind = type(what).__name__
+        raise MpkError(f"{name}={choices[name]!r} comes too late: the {kind} has it decided, so choose it there")
+    if isinstance(policy, str) and policy not in POLICIES:  # before the minutes that a large model takes
+        raise ScheduleError(f"unknown policy {policy!r}: {suggest(policy, POLICIES)}")
     chosen = machine or Machine.detect()
     model = None
     if isinstance(what, Graph):
@@ -70,10 +81,10 @@ def compile(
             model = what
         else:
             with stage("model") as out:
-                model = models.load(what, dtype=dtype)
+                model = models.load(what, dtype=dtype or "bfloat16")
                 out.append(repr(model))
         with stage("graph") as out:
-            graph = model.decode_graph(batch=batch, context=min(context, model.config.max_position), layers=layers)
+            graph = model.decode_graph(**{"context": min(1024, model.config.max_position), **shape})
             out.append(graph)
     with stage("tasks") as out:
         tasks = lower(graph, chosen, plan, tiles=tiles, passes=passes)

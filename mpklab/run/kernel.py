@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import operator
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +18,8 @@ import torch
 
 from mpklab import builder, device
 from mpklab.codegen import Source, Tables, device_settings, emit, pack
-from mpklab.errors import RunError
+from mpklab.dims import upper
+from mpklab.errors import RunError, suggest
 from mpklab.graph import Graph
 from mpklab.models import Model
 from mpklab.models.rope import rope_table
@@ -79,6 +82,7 @@ def build(
     `weights`: a Model, or a mapping of the graph's weight names to tensors on the kernel's device; they may also be
     given to `run`.
     """
+    device_settings(schedule.tasks.plan.settings)  # refuses what no kernel knows, also where the CPU needs none of it
     model = weights if isinstance(weights, Model) else None
     values = model.weights if model else weights
     if model is not None and model.weights is not None and schedule.tasks.machine.backend == "cuda":
@@ -189,6 +193,10 @@ class Kernel(Presented):
         Every call starts from fresh state. Raises RunError for what does not fit, DeadlockError for a wait without end.
         """
         session = self.new_session()
+        for name in more:
+            if name not in self.graph.tensors:
+                known = [n for n, t in self.graph.tensors.items() if t.role in ("input", "weight", "state")]
+                raise RunError(f"run takes no {name!r}: {suggest(name, [*known, *_keywords(Kernel.run)])}")
         session.bind({**(inputs or {}), **more})
         outcome = session.launch(
             iterations, dims=dims, profile=profile, drop_signals=drop_signals, wait_limit_s=wait_limit_s
@@ -203,9 +211,12 @@ class Kernel(Presented):
             tokenizer = self.model.tokenizer if self.model else None
             if tokenizer is None:
                 raise RunError("this kernel's model has no tokenizer: give token ids instead of text")
-            ids = tokenizer.encode(prompt, chat=not raw)
+            ids = tokenizer.encode(prompt, chat=not raw) if prompt else []
         else:
-            ids = [int(t) for t in prompt]
+            try:
+                ids = [operator.index(t) for t in prompt]
+            except TypeError as error:
+                raise RunError(f"a prompt is a text or a sequence of token ids: {error}") from error
         if not ids:
             raise RunError("the prompt is empty: it needs at least one token")
         vocab = self.model.config.vocab if self.model else 1 << 31
@@ -213,6 +224,23 @@ class Kernel(Presented):
         if wrong:
             raise RunError(f"token {wrong[0]} is outside the vocabulary of {vocab}")
         return ids
+
+    def _decoder(self) -> dict[str, str]:
+        """Operand → tensor of the operator that advances the token loop."""
+        names = _advance(self.graph)
+        if self.graph.meta.get("context") is None or "generated" not in names:
+            raise RunError("this kernel's graph is no decode step: build it from model.decode_graph()")
+        return names
+
+    def _check_room(self, ids: Sequence[int], max_new_tokens: int) -> None:
+        context = int(self.graph.meta["context"])
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise RunError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r}")
+        if len(ids) + max_new_tokens > context:
+            raise RunError(
+                f"{len(ids)} prompt tokens and {max_new_tokens} new ones do not fit the cache of {context}: "
+                "shorten the prompt or build decode_graph(context=…) larger"
+            )
 
     def generate(
         self,
@@ -223,6 +251,7 @@ class Kernel(Presented):
         raw: bool = False,
         on_token: Callable[[int, str], None] | None = None,
         chunk: int | None = None,
+        **unknown: Any,
     ) -> Generation:
         """Greedy continuation of a text (through the chat template unless `raw`) or of token ids.
 
@@ -230,22 +259,17 @@ class Kernel(Presented):
         `on_token(token, text)` is called as tokens appear, with the text that has become certain. `chunk` splits the
         loop into launches of so many steps, with equal results.
         """
-        if self.graph.meta.get("context") is None or "generated" not in _advance(self.graph):
-            raise RunError("this kernel's graph is no decode step: build it from model.decode_graph()")
+        _refuse("generate", Kernel.generate, unknown)
+        names = self._decoder()
         ids = self._prompt(prompt, raw)
-        context = int(self.graph.meta["context"])
-        if max_new_tokens < 1:
-            raise RunError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        if len(ids) + max_new_tokens > context:
-            raise RunError(
-                f"{len(ids)} prompt tokens and {max_new_tokens} new ones do not fit the cache of {context}: "
-                "shorten the prompt or build decode_graph(context=…) larger"
-            )
+        self._check_room(ids, max_new_tokens)
+        if chunk is not None and chunk < 1:
+            raise RunError(f"chunk must be at least 1, not {chunk}")
         dim = self._one_sequence()
         session = self.new_session()
-        prefill_seconds = prefill(session.tensors, self.graph, ids[:-1])
-        self._set_up(session, ids, len(ids) + max_new_tokens)
-        generated = session.tensors[_advance(self.graph)["generated"]]
+        self._set_up(session)
+        prefill_seconds = self._place(session, 0, ids, max_new_tokens)
+        generated = session.tensors[names["generated"]]
         stream = self.model.tokenizer.stream() if self.model and self.model.tokenizer and on_token else None
         told = 0
         base = 0
@@ -265,15 +289,56 @@ class Kernel(Presented):
             last = session.launch(steps, dims=dim, profile=profile, on_progress=tell)
             seconds += last.seconds
             base += last.iterations
-            if last.iterations < steps or int(session.tensors[_advance(self.graph)["done"]][0]):
+            if last.iterations < steps or int(session.tensors[names["done"]][0]):
                 break
         if stream is not None and on_token is not None:
             tail = stream.finish()
             if tail:
                 on_token(-1, tail)
         tokens = generated[0, len(ids) : len(ids) + base].tolist()
-        text = self.model.tokenizer.decode(tokens) if self.model and self.model.tokenizer else ""
-        return Generation(text, tokens, seconds, prefill_seconds, last.profile if last else None)
+        return Generation(self._text(tokens), tokens, seconds, prefill_seconds, last.profile if last else None)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        max_new_tokens: int | Sequence[int] = 64,
+        *,
+        profile: int | Window = 0,
+        raw: bool = False,
+        **unknown: Any,
+    ) -> list[Generation]:
+        """Greedy continuations of several prompts at once, at most as many as the kernel's batch; each stops on its own.
+
+        `max_new_tokens` is one number or one for each prompt. The launch is shared, and so are its seconds and profile.
+        """
+        _refuse("generate_batch", Kernel.generate_batch, unknown)
+        names = self._decoder()
+        if isinstance(prompts, str) or not prompts:
+            raise RunError("generate_batch takes a list of at least one prompt; generate takes a single one")
+        first = self.graph.tensors[names["token"]].shape[0]
+        most = upper(first)
+        if len(prompts) > most:
+            raise RunError(f"{len(prompts)} prompts are more than the {most} sequences of this kernel's batch")
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if len(limits) != len(prompts):
+            raise RunError(f"max_new_tokens holds {len(limits)} numbers for {len(prompts)} prompts")
+        ids = [self._prompt(prompt, raw) for prompt in prompts]
+        for prompt, limit in zip(ids, limits, strict=True):
+            self._check_room(prompt, limit)
+        session = self.new_session()
+        self._set_up(session)
+        prefill_seconds = [self._place(session, slot, ids[slot], limits[slot]) for slot in range(len(ids))]
+        dims = {} if isinstance(first, int) else {str(first): len(prompts)}
+        outcome = session.launch(max(limits), dims=dims, profile=profile)
+        made = []
+        for slot, (prompt, seconds) in enumerate(zip(ids, prefill_seconds, strict=True)):
+            end = int(session.tensors[names["position"]][slot]) + 1
+            tokens = session.tensors[names["generated"]][slot, len(prompt) : end].tolist()
+            made.append(Generation(self._text(tokens), tokens, outcome.seconds, seconds, outcome.profile))
+        return made
+
+    def _text(self, tokens: list[int]) -> str:
+        return self.model.tokenizer.decode(tokens) if self.model and self.model.tokenizer else ""
 
     def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 64, *, raw: bool = False) -> Iterator[str]:
         """`generate` as an iterator over pieces of text, as they become certain."""
@@ -314,16 +379,26 @@ class Kernel(Presented):
             return {}
         return {str(first): 1}
 
-    def _set_up(self, session: Session, ids: list[int], limit: int) -> None:
-        names = _advance(self.graph)
+    def _set_up(self, session: Session) -> None:
+        """No sequence yet: every row of the batch is done, and nothing but end-of-sequence tokens is given."""
+        names = self._decoder()
         t = session.tensors
-        on, rows = session.device, t[names["token"]].shape[0]
-        t[names["token"]][0], t[names["position"]][0] = ids[-1], len(ids) - 1
-        t[names["done"]].zero_()
-        eos_size = self.graph.tensors[names["eos"]].type.sizes[0]
+        rows, eos_size = (self.graph.tensors[names[k]].type.sizes[0] for k in ("token", "eos"))
         eos = list(self.model.config.eos) if self.model else []
-        t[names["eos"]] = torch.tensor((eos + [-1] * eos_size)[:eos_size], dtype=torch.int32, device=on)
-        t[names["limit"]] = torch.full((rows,), limit, dtype=torch.int32, device=on)
+        t[names["eos"]] = torch.tensor(
+            (eos + [-1] * eos_size)[:eos_size], dtype=torch.int32, device=t[names["done"]].device
+        )
+        t[names["limit"]] = torch.zeros(rows, dtype=torch.int32, device=t[names["done"]].device)
+        t[names["done"]].fill_(1)
+
+    def _place(self, session: Session, slot: int, ids: list[int], max_new_tokens: int) -> float:
+        """Put a sequence into a row of the batch: all but its last token go through prefill. Returns its seconds."""
+        names = self._decoder()
+        t = session.tensors
+        seconds = prefill(t, self.graph, ids[:-1], slot)
+        t[names["token"]][slot], t[names["position"]][slot] = ids[-1], len(ids) - 1
+        t[names["limit"]][slot], t[names["done"]][slot] = len(ids) + max_new_tokens, 0
+        return seconds
 
     def __str__(self) -> str:
         library = self._libraries.get(0)
@@ -341,3 +416,13 @@ def _advance(graph: Graph) -> dict[str, str]:
         if o.op == "advance":
             return dict(o.operands)
     return {}
+
+
+def _keywords(method: Callable[..., Any]) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, p in inspect.signature(method).parameters.items() if p.kind in kinds and name != "self"]
+
+
+def _refuse(name: str, method: Callable[..., Any], unknown: Mapping[str, Any]) -> None:
+    for word in unknown:
+        raise RunError(f"{name} takes no {word!r}: {suggest(word, _keywords(method))}")
