@@ -42,7 +42,8 @@ MPK_FN u64 clock_now() { return ptx::clock64(); }
 MPK_FN u32 clock_low() { return ptx::clock32(); }
 MPK_FN u64 global_ns() { return ptx::global_timer(); }
 MPK_FN u32 place() { return ptx::sm_id(); }
-MPK_FN void pause(u32) {}
+MPK_FN void relax() {}
+MPK_FN void yield() {}
 MPK_FN void store_record(Record* at, u32 tag, u32 clock) { ptx::store_streaming(at, tag, clock); }
 constexpr u32 clock_unit = u32(Clock::sm_cycles_);
 
@@ -76,18 +77,14 @@ MPK_FN u32 place() {
   return 0;
 #endif
 }
-// There may be more workers than cores: spin briefly, then let another thread run.
-MPK_FN void pause(u32 spins) {
-  if (spins > 2000) {
-    sched_yield();
-    return;
-  }
+MPK_FN void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
 }
+MPK_FN void yield() { sched_yield(); }
 MPK_FN void store_record(Record* at, u32 tag, u32 clock) {
   at->tag = tag;
   at->clock = clock;

@@ -8,8 +8,9 @@ namespace mpk {
 struct Run {
   const Launch& launch;
   u32 worker;
-  u32 iteration = 0;  // counted from the launch's first
-  u32 epoch = 0;      // how often this table has run in this launch before
+  u32 iteration = 0;           // counted from the launch's first
+  u32 epoch = 0;               // how often this table has run in this launch before
+  u32 patience = 0xffffffffu;  // how often a wait looks before it lets another thread run
 
   MPK_FN Control* control() const { return (Control*)launch.control; }
   MPK_FN Host* host() const { return (Host*)launch.host; }
@@ -48,10 +49,14 @@ MPK_FN bool wait_word(const Run& run, const u32* word, u32 target, u32 scope, u3
   if (int(seen - target) >= 0) return true;
   u64 begin = 0;
   for (u32 spins = 1;; ++spins) {
-    pause(spins);
+    bool patient = spins <= run.patience;
+    if (patient)
+      relax();
+    else
+      yield();
     seen = load_acquire(word, scope);
     if (int(seen - target) >= 0) return true;
-    if (spins % 64 == 0) {
+    if (spins % 64 == 0 || !patient) {
       if (run.aborted()) return false;
       u64 now = clock_now();
       if (begin == 0) begin = now;

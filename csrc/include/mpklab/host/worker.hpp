@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "mpklab/context.h"
 #include "mpklab/protocol.h"
@@ -47,6 +48,7 @@ struct Worker {
   const Operator* operators;
   u64 scratch_bytes;
   u32 index;
+  u32 patience;
   u32 busy_workers;
   int cpu;  // negative: wherever the system puts it
   bool busy;
@@ -208,6 +210,17 @@ inline bool has_tasks(const Launch& launch, u32 table, u32 worker) {
   return queue[0] < queue[1];
 }
 
+// With a core for each worker a wait is short, unless others use the cores too, and they would not give them back soon.
+// With fewer, whoever is waited for may be waiting for this core.
+inline u32 patience(u32 busy_workers) {
+  long cores = sysconf(_SC_NPROCESSORS_ONLN);
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
+#endif
+  return long(busy_workers) > cores ? 100 : 2000;
+}
+
 inline void pin(int cpu) {
 #if defined(__linux__)
   if (cpu < 0 || cpu >= CPU_SETSIZE) return;
@@ -237,7 +250,7 @@ void* enter(void* argument) {
                      worker.busy_workers,
                      (char*)memory,
                      (u32*)((char*)memory + bytes),
-                     Run{launch, worker.index}};
+                     Run{launch, worker.index, 0, 0, worker.patience}};
     loop.recorder.start(launch, worker.index, Role::compute_);
     if (worker.busy) worker.outcome = loop.walk();
     loop.recorder.finish();
@@ -258,18 +271,22 @@ inline Outcome run(const Launch& launch, const Operator* operators, u64 scratch_
   for (u32 w = 0; w < launch.n_workers; ++w) {
     u32 tables = 0;
     for (u32 t = 0; t < launch.n_tables; ++t) tables += has_tasks(launch, t, w);
-    workers[w] = {&launch, operators, scratch_bytes, w, 0, cpus ? cpus[w] : -1, tables > 0, {}, Outcome::done};
+    workers[w] = {&launch, operators, scratch_bytes, w, 0, 0, cpus ? cpus[w] : -1, tables > 0, {}, Outcome::done};
     busy_workers += tables > 0;
     // Who sits out a table could miss the step that changes it.
     if (tables > 0 && tables < launch.n_tables && launch.steps) outcome = Outcome::unsupported;
   }
   if (outcome == Outcome::done) {
     void* (*const entries[])(void*) = {enter<0>, enter<1>, enter<2>, enter<3>};
-    sigset_t all, before;  // signals go to the threads that were there before
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    // Signals go to the threads that were there before, except those that a thread raises by what it does.
+    sigset_t others, before;
+    sigfillset(&others);
+    const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    for (int signal : own) sigdelset(&others, signal);
+    pthread_sigmask(SIG_SETMASK, &others, &before);
     for (; started < launch.n_workers; ++started) {
       workers[started].busy_workers = busy_workers;
+      workers[started].patience = patience(busy_workers);
       if (pthread_create(&workers[started].thread, nullptr, entries[level < 3 ? level : 3], workers + started) != 0)
         break;
     }
