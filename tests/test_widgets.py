@@ -81,7 +81,8 @@ def test_columns_survive_packing() -> None:
     rng = np.random.default_rng(0)
     given = {
         "empty": np.zeros(0, int), "zero": np.zeros(5, int), "small": rng.integers(0, 200, 999),
-        "signed": rng.integers(-70_000, 70_000, 999), "wide": rng.integers(-(2**51), 2**51, 99), "rising": np.cumsum(rng.integers(0, 9, 999)),
+        "signed": rng.integers(-70_000, 70_000, 999), "wide": rng.integers(-(2**51), 2**51, 99),
+        "rising": np.cumsum(rng.integers(0, 9, 999)),
     }  # fmt: skip
     meta, back = unpack(container({"a": 1}, {n: Column(v, delta=n == "rising") for n, v in given.items()}))
     assert meta == {"a": 1}

@@ -140,7 +140,8 @@ class Studio(View):
 
         if self.timeline is not None:
             put("timeline", (dict(self.timeline.lanes.meta), dict(self.timeline.lanes.columns)))
-            meta["timeline"]["height"] = meta["timeline"]["height"] or 400
+            if len(self.timeline.lanes.columns["row_count"].values) > 9:  # fewer rows need less than that by themselves
+                meta["timeline"]["height"] = 400
         if self.graph is not None:
             put("graph", self.graph.packed())
             meta["graph"]["box_height"] = 420

@@ -226,6 +226,8 @@ export function upper(values, key, lo = 0, hi = values.length) {
   return lo;
 }
 
+export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+
 export function clip(text, most) {
   return text.length > most ? text.slice(0, most - 1) + "…" : text;
 }

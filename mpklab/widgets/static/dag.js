@@ -1,5 +1,5 @@
 // The task graph on one canvas: operators as boxes of tiles, laid out by layer; arrows only for what is selected.
-import { Selection, Tooltip, button, chooser, clip, css, exactNs, formatCount, formatNs, keepDrawn, make, mix, pixel, ramp, readTheme, rgb, upper } from "./common.js";
+import { Selection, Tooltip, button, chooser, clip, css, exactNs, formatCount, formatNs, keepDrawn, make, mix, pixel, plural, ramp, readTheme, rgb, upper } from "./common.js";
 
 // Layout in cells: one task is one cell. task_dag.py places with the same numbers for its still picture.
 export const TITLE = 3, PAD = 1, GAP = 2, BETWEEN = 3, HEAD = 4;
@@ -315,6 +315,7 @@ export function mountDag(el, meta, columns, host = {}) {
       context.fillStyle = css(theme.fg);
       context.textAlign = "center";
       context.fillText(meta.empty, box.clientWidth / 2, box.clientHeight / 2, box.clientWidth - 20);
+      frames.push(performance.now() - started);
       return;
     }
     if (!fitted) { fit(); }
@@ -411,7 +412,7 @@ export function mountDag(el, meta, columns, host = {}) {
       const isFolded = foldedGroups.has(head.group);
       if (isFolded) {
         const tasks = group.ops.reduce((sum, op) => sum + op.count, 0);
-        if (head.h * scale > 26) label(`${group.ops.length} operators, ${tasks} tasks`, x + 4, y + head.h * scale - 9, room - 6, false);
+        if (head.h * scale > 26) label(`${plural(group.ops.length, "operator")}, ${plural(tasks, "task")}`, x + 4, y + head.h * scale - 9, room - 6, false);
       }
       const room1 = room < 58 ? group.name.replace(/^layer /, "L") : group.name;
       if (HEAD * scale >= 9 || isFolded) label((isFolded ? "▸ " : "▾ ") + room1, x + 1, y + Math.min(HEAD * scale, 18) / 2, room, true);
@@ -660,9 +661,9 @@ export function mountDag(el, meta, columns, host = {}) {
   }
   function linesForPlace(place) {
     if (place.task !== undefined) return linesFor(place.task);
-    if (place.op) return [clip(place.op.name, 120), `${meta.kinds[place.op.kind].name} · ${place.op.count} tasks`, "click selects them, double-click folds"];
+    if (place.op) return [clip(place.op.name, 120), `${meta.kinds[place.op.kind].name} · ${plural(place.op.count, "task")}`, "click selects them, double-click folds"];
     const group = model.groups[place.group];
-    return [group.name || "outside the layers", `${group.ops.length} operators · ${group.ops.reduce((sum, op) => sum + op.count, 0)} tasks`, "double-click folds or unfolds"];
+    return [group.name || "outside the layers", `${plural(group.ops.length, "operator")} · ${plural(group.ops.reduce((sum, op) => sum + op.count, 0), "task")}`, "double-click folds or unfolds"];
   }
   function tasksOf(place) {
     if (place.task !== undefined) return [place.task];

@@ -1,5 +1,5 @@
 // Timeline, task graph, operator graph and task table as one view with one selection, in the browser alone.
-import { Selection, button, make } from "./common.js";
+import { Selection, button, make, plural } from "./common.js";
 import { mountDag } from "./dag.js";
 import { mountGraph } from "./opgraph.js";
 import { mountTable } from "./table.js";
@@ -29,7 +29,7 @@ export function mountStudio(el, meta, columns, host = {}) {
     parts.dag = mountDag(area("dag", "Task graph"), meta.dag, columnsOf(columns, "dag"), inner);
     parts.table = mountTable(area("table", "Tasks"), meta.dag, columnsOf(columns, "dag"), inner);
   }
-  const tell = (ids) => { status.textContent = ids.size ? `${ids.size} task${ids.size > 1 ? "s" : ""} selected` : "Nothing selected: click a span, a tile, an operator or a row."; };
+  const tell = (ids) => { status.textContent = ids.size ? `${plural(ids.size, "task")} selected` : "Nothing selected: click a span, a tile, an operator or a row."; };
   selection.on(tell, host.signal);
   tell(selection.ids);
   return { selection, ...parts, frames: parts.timeline?.frames ?? parts.dag?.frames ?? [] };

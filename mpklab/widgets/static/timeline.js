@@ -330,6 +330,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
       context.fillStyle = css(theme.fg);
       context.textAlign = "center";
       context.fillText(meta.empty, box.clientWidth / 2, box.clientHeight / 2, box.clientWidth - 20);
+      frames.push(performance.now() - started);
       return;
     }
     drawRows(plot, ratio);
