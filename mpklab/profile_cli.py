@@ -14,8 +14,10 @@ import pandas as pd
 from mpklab import analysis, frames
 from mpklab.analysis.idle import CLASSES
 from mpklab.console import print_table
+from mpklab.errors import ProfileError
 from mpklab.exports import FORMATS, export
 from mpklab.frames.tables import family
+from mpklab.imports import FORMATS as IMPORTS
 from mpklab.profile import SUFFIX, Profile, recording, recordings
 
 
@@ -52,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = command("export", f"write {', '.join(FORMATS)}, as the suffix of -o says")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
     sub.add_argument("--select", type=int, nargs="*", default=(), metavar="TASK", help="tasks to draw arrows to")
+    sub = command("import", "read another tool's recording into a .mpkprof file")
+    sub.add_argument("--from", dest="format", required=True, choices=tuple(IMPORTS), help="who wrote it")
+    sub.add_argument("--names", type=Path, metavar="JSON", help="names of events: a list, or an object by number")
+    sub.add_argument("--task-graph", type=Path, metavar="JSON", help="Mirage's task_graph.json")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -224,6 +231,31 @@ def _export(args: argparse.Namespace) -> int:
     path = export(_open(args.files[0]), args.output, select=args.select)
     print(json.dumps({"path": str(path)}) if args.json else f"wrote {path}")
     return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    options: dict[str, Any] = {}
+    if args.names is not None:
+        if args.format == "chrome":
+            raise ProfileError("--names: a Chrome trace names its slices itself")
+        options["names"] = _read_names(args.names)
+    if args.task_graph is not None:
+        if args.format != "mirage":
+            raise ProfileError(f"--task-graph belongs to --from mirage, not to --from {args.format}")
+        options["task_graph"] = args.task_graph
+    profile = IMPORTS[args.format](args.files[0], **options)
+    path = profile.save(args.output)
+    print(json.dumps({"path": str(path), "profile": repr(profile)}) if args.json else f"wrote {path}: {profile!r}")
+    return 0
+
+
+def _read_names(path: Path) -> dict[int, str]:
+    try:
+        found = json.loads(path.read_bytes())
+        pairs = found.items() if isinstance(found, dict) else enumerate(found)
+        return {int(number): str(name) for number, name in pairs}
+    except (OSError, ValueError, TypeError, RecursionError) as e:
+        raise ProfileError(f"{path}: expected a JSON list of names, or an object of number → name: {e!s:.120}") from e
 
 
 def _cut(table: pd.DataFrame, top: int) -> pd.DataFrame:

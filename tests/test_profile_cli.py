@@ -10,6 +10,8 @@ from schedules import Op, Run, make
 
 from mpklab import profile_cli
 from mpklab.analysis import bubbles
+from mpklab.errors import ProfileError
+from mpklab.profile import Profile
 
 
 @pytest.fixture
@@ -54,8 +56,6 @@ def test_tables_and_their_json(files, capsys):
         assert run(*words, "--json") == 0
         assert json.loads(capsys.readouterr().out)
     run("bubbles", one, "--json")
-    from mpklab.profile import Profile
-
     got = json.loads(capsys.readouterr().out)[0]
     assert got["execute"] == bubbles(Profile.load(one), "all")["execute"].iloc[0]
     run("diff", one, two, "--json")
@@ -67,3 +67,16 @@ def test_export_writes_what_the_suffix_says(files, capsys):
     (one, _), folder = files
     assert run("export", one, "-o", folder / "x.pftrace", "--select", 1) == 0
     assert (folder / "x.pftrace").stat().st_size > 500 and "wrote" in capsys.readouterr().out
+
+
+def test_import_reads_what_other_tools_wrote(files, capsys):
+    (one, _), folder = files
+    assert run("export", one, "-o", folder / "x.json") == 0
+    assert run("import", folder / "x.json", "--from", "chrome", "-o", folder / "back.mpkprof") == 0
+    assert "wrote" in capsys.readouterr().out
+    assert run("show", folder / "back.mpkprof") == 0
+    with pytest.raises(ProfileError, match="belongs to"):
+        run("import", folder / "x.json", "--from", "chrome", "--task-graph", "t.json", "-o", folder / "y.mpkprof")
+    (folder / "names.json").write_text("[1")
+    with pytest.raises(ProfileError, match="expected a JSON list"):
+        run("import", "b.npy", "--from", "flashinfer", "--names", folder / "names.json", "-o", folder / "y.mpkprof")

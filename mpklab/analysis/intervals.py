@@ -58,3 +58,15 @@ def binned(begin: np.ndarray, end: np.ndarray, edges: np.ndarray, weight: np.nda
         return np.asarray(count[i] * edges - moment[i])
 
     return np.diff(area(begin) - area(end))
+
+
+def nesting_order(lane: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The order in which begins (2i) and ends (2i + 1) of spans must be written: per lane by time; what ends before what
+    begins, inner before outer; spans of no length begin and end in one place."""
+    n = lane.size
+    index = np.arange(n)
+    empty = begin == end
+    time = np.stack([begin, end], 1).reshape(-1)
+    turn = np.stack([np.ones(n, np.int8), empty.astype(np.int8)], 1).reshape(-1)
+    tie = np.stack([2 * index, np.where(empty, 2 * index + 1, -index)], 1).reshape(-1)
+    return np.lexsort((tie, turn, time, np.repeat(lane, 2)))

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mpklab.analysis import blame, utilisation
+from mpklab.analysis.intervals import nesting_order
 from mpklab.analysis.observed import ALWAYS, observe
 from mpklab.frames import NEVER, decode, spans
 from mpklab.profile import Profile
@@ -69,7 +70,7 @@ def perfetto_trace(profile: Profile, select: Sequence[int] = ()) -> bytes:
     if n:
         body = _rows(n, [b"\x48", SLICE_END, b"\x58", _varint(track, 4)])
         pieces.append((2 * both + 1, _packet(end, body)))
-    out.append(_interleave(pieces, _order(d.lane, begin, end, d.depth)))
+    out.append(_interleave(pieces, nesting_order(d.lane, begin, end)))
     out += _counters(profile)
     assert lanes.rank.size == profile.n_lanes
     return b"".join(out)
@@ -131,18 +132,6 @@ def _packet(time_ns: np.ndarray, body: np.ndarray) -> np.ndarray:
         ],
     )
     return _rows(n, [b"\x0a", _plain(event.shape[1]), event])
-
-
-def _order(lane: np.ndarray, begin: np.ndarray, end: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Events in the order a reader must see them: per lane by time; what ends before what begins, inner before outer;
-    spans of no length begin and end in one place."""
-    n = lane.size
-    index = np.arange(n)
-    empty = begin == end
-    time = np.stack([begin, end], 1).reshape(-1)
-    turn = np.stack([np.ones(n, np.int8), empty.astype(np.int8)], 1).reshape(-1)
-    tie = np.stack([2 * index, np.where(empty, 2 * index + 1, -index)], 1).reshape(-1)
-    return np.lexsort((tie, turn, time, np.repeat(lane, 2)))
 
 
 def _interleave(pieces: Sequence[tuple[np.ndarray, np.ndarray]], order: np.ndarray) -> bytes:

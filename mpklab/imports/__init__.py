@@ -1,0 +1,11 @@
+"""Recordings that other tools made, as profiles: FlashInfer's and Mirage's buffers, Chrome's trace events.
+
+What such a recording does not say (waits, edges, bytes) stays empty, and analyses that need it have nothing to report.
+"""
+
+from mpklab.imports.chrome import from_chrome
+from mpklab.imports.interleaved import from_flashinfer, from_mirage
+
+FORMATS = {"flashinfer": from_flashinfer, "mirage": from_mirage, "chrome": from_chrome}
+
+__all__ = ["FORMATS", "from_chrome", "from_flashinfer", "from_mirage"]

@@ -1,0 +1,159 @@
+"""Chrome's trace events as a profile: complete (X) and begin/end (B, E) events; a thread becomes a worker."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mpklab.analysis.intervals import nesting_order
+from mpklab.errors import ProfileError
+from mpklab.frames.records import PHASES
+from mpklab.imports.writing import BEGIN, END, EXECUTE, MAX_ARG, MAX_FILE, read_file, write_lanes
+from mpklab.profile import Profile
+
+MAX_ROLES = 8  # lanes of one thread, where its slices overlap without nesting
+MAX_WORKERS = 1 << 14
+MAX_NS = 1 << 53
+
+
+def from_chrome(source: str | os.PathLike[str] | Mapping[str, Any]) -> Profile:
+    """A trace file (`.json`, also gzipped, or its parsed content) as a profile.
+
+    Each (pid, tid) is a worker, in order of appearance; each name an operator, each slice a task. Slices of one thread
+    that overlap without nesting go to further lanes of it. Nested slices stay inside their parents: analyses count the
+    outermost. Slices without an end last until their thread's last stamp.
+    """
+    events = _events(source)
+    slices, open_slices, threads = [], defaultdict(list), {}  # type: ignore[var-annotated]
+    last: dict[int, float] = defaultdict(float)
+    skipped = 0
+    for e in events:
+        try:
+            kind = e["ph"]
+            if kind not in ("X", "B", "E"):
+                continue
+            key = (str(e.get("pid", 0)), str(e.get("tid", 0)))
+            begin = float(e["ts"])
+            thread = threads.setdefault(key, len(threads))
+            stop = begin + max(0.0, float(e.get("dur", 0.0))) if kind == "X" else begin
+            if not (abs(begin) < MAX_NS / 1000 and stop < MAX_NS / 1000):
+                skipped += 1
+                continue
+            if kind == "X":
+                slices.append((thread, begin, stop, str(e.get("name", "")), str(e.get("cat", ""))))
+            elif kind == "B":
+                open_slices[thread].append((begin, str(e.get("name", "")), str(e.get("cat", ""))))
+            elif open_slices[thread]:
+                since, name, category = open_slices[thread].pop()
+                slices.append((thread, since, max(since, begin), name, category))
+            else:
+                skipped += 1
+            last[thread] = max(last[thread], stop)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            skipped += 1
+    for thread, left in open_slices.items():
+        slices += [(thread, since, max(since, last[thread]), name, category) for since, name, category in left]
+    if len(threads) > MAX_WORKERS or len(slices) >= MAX_ARG:
+        raise ProfileError(f"{len(slices)} slices of {len(threads)} threads are more than a profile can hold")
+    return _profile(slices, {v: k for k, v in threads.items()}, skipped)
+
+
+def _events(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Any]:
+    found: Any = source
+    if not isinstance(source, Mapping):
+        data = read_file(source)
+        try:
+            if data[:2] == b"\x1f\x8b":
+                with gzip.open(io.BytesIO(data)) as f:
+                    data = f.read(MAX_FILE + 1)
+                if len(data) > MAX_FILE:
+                    raise ProfileError(f"{source}: unpacks to more than {MAX_FILE >> 20} MiB")
+            found = json.loads(data)
+        except (ValueError, RecursionError, EOFError, OSError, zlib.error) as e:
+            raise ProfileError(f"{source}: not a JSON trace: {type(e).__name__}: {e!s:.200}") from e
+    events = found.get("traceEvents") if isinstance(found, Mapping) else found
+    if not isinstance(events, list):
+        raise ProfileError("not Chrome's trace format: expected a list of events, or one under traceEvents")
+    return events
+
+
+def _profile(
+    slices: list[tuple[int, float, float, str, str]], threads: dict[int, tuple[str, str]], skipped: int
+) -> Profile:
+    slices.sort(key=lambda s: (s[0], s[1], -s[2]))
+    zero = min((s[1] for s in slices), default=0.0)
+    thread = np.array([s[0] for s in slices], np.int64)
+    begin = np.rint([(s[1] - zero) * 1000 for s in slices]).astype(np.int64)
+    end = np.maximum(begin, np.rint([(s[2] - zero) * 1000 for s in slices]).astype(np.int64))
+    role, crowded = _roles(thread.tolist(), begin.tolist(), end.tolist())
+    roles = int(role.max(initial=0)) + 1
+    names = [s[3] if s[4] in ("execute", "") or s[4] not in PHASES else s[4] for s in slices]
+    place: dict[str, int] = {}
+    operator = np.array([place.setdefault(n, len(place)) for n in names], np.int64)
+    order = np.argsort(operator, kind="stable")
+    task = np.empty(len(slices), np.int64)
+    task[order] = np.arange(len(slices))
+    lane = thread * roles + role
+    turn = nesting_order(lane, begin, end)
+    which = turn // 2
+    is_end = turn % 2 == 1
+    kind = np.where(is_end, END, BEGIN)
+    phase = np.full(which.size, EXECUTE)
+    # An iteration of ours, come back through our own export, is written anew around the lane.
+    drop = np.array([s[4] == "iteration" and s[3] == "iteration" for s in slices], bool)
+    keep = ~drop[which] if which.size else np.zeros(0, bool)
+    workers = max(1, len(threads))
+    lanes = write_lanes(
+        workers * roles,
+        roles,
+        lane[which][keep],
+        kind[keep],
+        phase[keep],
+        task[which][keep],
+        np.where(is_end, end[which], begin[which])[keep],
+    )
+    return Profile.from_parts(
+        lanes,
+        workers,
+        roles,
+        level=1,
+        clock_hz=1e9,
+        operators=[{"name": n, "op": n, "layer": -1} for n in place],
+        tasks={"operator": operator[order], "worker": thread[order]},
+        meta={
+            "source": "Chrome trace",
+            "threads": {str(w): f"{pid}/{tid}" for w, (pid, tid) in threads.items()},
+            "skipped": skipped,
+            "crowded": crowded,
+        },
+    )
+
+
+def _roles(thread: list[int], begin: list[int], end: list[int]) -> tuple[np.ndarray, int]:
+    """For every slice the first lane of its thread in which it nests; and how many found none and share the last."""
+    out = np.zeros(len(thread), np.int64)
+    stacks: list[list[int]] = []
+    current, crowded = -1, 0
+    for i, (t, b, e) in enumerate(zip(thread, begin, end, strict=True)):
+        if t != current:
+            current, stacks = t, []
+        for r in range(MAX_ROLES):
+            if r == len(stacks):
+                stacks.append([])
+            stack = stacks[r]
+            while stack and stack[-1] <= b:
+                stack.pop()
+            if not stack or e <= stack[-1] or r == MAX_ROLES - 1:
+                crowded += bool(stack and e > stack[-1])
+                stack.append(e)
+                out[i] = r
+                break
+    return out, crowded
