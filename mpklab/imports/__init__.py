@@ -3,9 +3,12 @@
 What such a recording does not say (waits, edges, bytes) stays empty, and analyses that need it have nothing to report.
 """
 
+from collections.abc import Callable
+
 from mpklab.imports.chrome import from_chrome
 from mpklab.imports.interleaved import from_flashinfer, from_mirage
+from mpklab.profile import Profile
 
-FORMATS = {"flashinfer": from_flashinfer, "mirage": from_mirage, "chrome": from_chrome}
+FORMATS: dict[str, Callable[..., Profile]] = {"flashinfer": from_flashinfer, "mirage": from_mirage, "chrome": from_chrome}
 
 __all__ = ["FORMATS", "from_chrome", "from_flashinfer", "from_mirage"]
