@@ -337,6 +337,16 @@ class Kernel(Presented):
             made.append(Generation(self._text(tokens), tokens, outcome.seconds, seconds, outcome.profile))
         return made
 
+    def session_for(self, prompt: str | Sequence[int], max_new_tokens: int = 64, *, raw: bool = False) -> Session:
+        """A session whose first row stands where `generate` would begin, for launching step by step."""
+        self._decoder()
+        ids = self._prompt(prompt, raw)
+        self._check_room(ids, max_new_tokens)
+        session = self.new_session()
+        self._set_up(session)
+        self._place(session, 0, ids, max_new_tokens)
+        return session
+
     def _text(self, tokens: list[int]) -> str:
         return self.model.tokenizer.decode(tokens) if self.model and self.model.tokenizer else ""
 
