@@ -18,6 +18,8 @@ _HOME = {
     "EdgeSet": "tasks", "Plan": "tasks", "TaskGraph": "tasks", "lower": "tasks", "choose_plan": "tasks",
     "POLICIES": "schedule", "Schedule": "schedule", "assign": "schedule",
     "verify": "verifier",
+    "Costs": "simulator", "Handout": "simulator", "Program": "simulator", "Simulation": "simulator",
+    "predict": "simulator", "simulate": "simulator",
     "emit": "codegen", "pack": "codegen",
     "Profile": "profile", "Window": "profile",
     "Generation": "run", "Kernel": "run", "Result": "run", "Session": "run", "build": "run",

@@ -1,0 +1,22 @@
+"""The simulator: one discrete-event engine for every mode, on a cost model or on given durations."""
+
+from mpklab.simulator.costs import Costs, KindCost, Work, traffic, work
+from mpklab.simulator.engine import Timeline, run
+from mpklab.simulator.program import Drain, Handout, Program
+from mpklab.simulator.simulation import Simulation, predict, simulate
+
+__all__ = [
+    "Costs",
+    "Drain",
+    "Handout",
+    "KindCost",
+    "Program",
+    "Simulation",
+    "Timeline",
+    "Work",
+    "predict",
+    "run",
+    "simulate",
+    "traffic",
+    "work",
+]

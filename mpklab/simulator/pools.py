@@ -1,0 +1,61 @@
+"""Tasks on their way from whoever pushed them to whoever pops them."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+
+from mpklab.simulator.program import Handout
+
+
+class Pool:
+    """Ready tasks, in one queue or one per worker, and the workers that wait for some.
+
+    `idle` have nothing else to do, since when; `hungry` run a task and would take another ahead. Of each the one that
+    waits longest is served first, idle ones before hungry ones.
+    """
+
+    def __init__(self, workers: int, handout: Handout, home: Sequence[int], priority: Sequence[float]):
+        self._central = handout.queue == "central"
+        self._priority = priority if handout.by_priority else None
+        self._home, self._turn, self._workers = home, 0, workers
+        n = 1 if self._central else workers
+        self._fifo: list[deque[int]] = [deque() for _ in range(n)]
+        self._heap: list[list[tuple[float, int, int]]] = [[] for _ in range(n)]
+        self._pushed = 0
+        self.idle: dict[int, float] = {}
+        self.hungry: dict[int, None] = {}
+        self.free_at = [0.0] * n  # when a queue's next pop may begin
+
+    def queue_of(self, worker: int) -> int:
+        """The queue that a worker pops from."""
+        return 0 if self._central else worker
+
+    def place(self, task: int) -> int:
+        """The queue that a task is pushed to."""
+        if self._central:
+            return 0
+        home = self._home[task]
+        if home < 0:
+            home, self._turn = self._turn, (self._turn + 1) % self._workers
+        return home
+
+    def push(self, queue: int, task: int) -> None:
+        if self._priority is None:
+            self._fifo[queue].append(task)
+        else:
+            self._pushed += 1
+            heapq.heappush(self._heap[queue], (-self._priority[task], self._pushed, task))
+
+    def pop(self, queue: int) -> int:
+        """A task, or -1 where there is none."""
+        if self._priority is None:
+            return self._fifo[queue].popleft() if self._fifo[queue] else -1
+        return heapq.heappop(self._heap[queue])[2] if self._heap[queue] else -1
+
+    def taker(self, queue: int, waiting: dict[int, float] | dict[int, None]) -> int:
+        """The worker among those waiting that gets what was pushed to a queue, or -1."""
+        if not self._central:
+            return queue if queue in waiting else -1
+        return next(iter(waiting), -1)

@@ -1,0 +1,209 @@
+"""What the engine runs: tasks with their waits and signals, and who decides where each of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpklab.abi import Handoff
+from mpklab.errors import ScheduleError, suggest
+from mpklab.profile import Profile
+from mpklab.schedule import Schedule
+
+IntArray = npt.NDArray[np.int64]
+MODES = ("static", "dynamic")
+QUEUES = ("worker", "central")
+ITERATION = -1  # as a drain's event: until the iteration is over
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """A queue entry: run tasks of a pool until an event happened (ITERATION: until the iteration is over)."""
+
+    pool: int
+    event: int = ITERATION
+
+
+@dataclass(frozen=True, slots=True)
+class Handout:
+    """How tasks of a pool reach workers at run time.
+
+    queue: "worker" (a queue each, filled by the tasks' home workers or in turn) or "central". early_push: a task is
+    handed out when all its producers were popped, not when they are done, and then waits. pop_ahead: tasks that a
+    worker may take beyond the one it runs. by_priority: the ready task of highest priority first, not the oldest.
+    """
+
+    queue: str = "worker"
+    early_push: bool = False
+    pop_ahead: int = 1
+    by_priority: bool = False
+
+    def __post_init__(self) -> None:
+        if self.queue not in QUEUES:
+            raise ScheduleError(f"unknown kind of queue {self.queue!r}: {suggest(self.queue, QUEUES)}")
+        if not isinstance(self.pop_ahead, int) or self.pop_ahead < 0:
+            raise ScheduleError(f"pop_ahead must be a count from 0, not {self.pop_ahead!r}")
+
+
+@dataclass(frozen=True)
+class Program:
+    """Tasks, events and workers as plain arrays, from a schedule, a profile, or by hand.
+
+    wait_first i64[n + 1] into wait_event, wait_lag, handoff (abi.Handoff) · signal_first, signal_event likewise ·
+    need i64[events] · queues: per worker a sequence of task ids and `Drain`s, walked once per iteration · pool i64[n]:
+    the pool that hands a task out, -1 for those in queues · home i64[n]: the worker whose queue it is pushed to, -1 for
+    each in turn · priority f64[n] · step_task: publishes the next iteration's StepControl, -1 for none.
+    """
+
+    queues: tuple[tuple[int | Drain, ...], ...]
+    wait_first: IntArray
+    wait_event: IntArray
+    wait_lag: IntArray
+    handoff: npt.NDArray[np.uint8]
+    signal_first: IntArray
+    signal_event: IntArray
+    need: IntArray
+    pool: IntArray
+    home: IntArray
+    priority: npt.NDArray[np.float64]
+    step_task: int = -1
+    handout: Handout = field(default_factory=Handout)
+
+    @property
+    def n_tasks(self) -> int:
+        return len(self.wait_first) - 1
+
+    @property
+    def n_workers(self) -> int:
+        return len(self.queues)
+
+    @staticmethod
+    def of_schedule(schedule: Schedule, mode: str | None = None, handout: Handout | None = None) -> Program:
+        """The program of a schedule, as it is or in another mode (its placement then says where tasks are at home)."""
+        t = schedule.tasks
+        mode = mode or schedule.mode
+        program = Program(
+            queues=tuple(tuple(q.tolist()) for q in schedule.queues) if mode == "static" else (),
+            wait_first=t.wait_first,
+            wait_event=t.wait_event,
+            wait_lag=t.wait_lag,
+            handoff=schedule.handoff if mode == "static" else np.full(len(t.wait_event), Handoff.counter, np.uint8),
+            signal_first=t.signal_first,
+            signal_event=t.signal_event,
+            need=t.need,
+            pool=np.full(len(t), -1, np.int64),
+            home=schedule.worker,
+            priority=np.zeros(len(t)),
+            step_task=t.step_task,
+        )
+        return program if mode == "static" else program.as_dynamic(schedule.workers, handout, mode)
+
+    @staticmethod
+    def of_profile(profile: Profile, steps: Sequence[str] = ("advance",)) -> Program:
+        """The program that a profile recorded; `steps` are the operator kinds whose task publishes StepControl."""
+        tasks, waits, signals = profile.tasks, profile.waits, profile.signals
+        n = profile.n_tasks
+        worker, position = tasks["worker"].astype(np.int64), tasks["position"].astype(np.int64)
+        order = np.lexsort((position, worker))
+        order = order[worker[order] >= 0]
+        cuts = np.searchsorted(worker[order], np.arange(1, profile.n_workers))
+        step = [i for i, o in enumerate(profile.operators) if o["op"] in steps]
+        program = Program(
+            queues=tuple(tuple(q.tolist()) for q in np.split(order, cuts)),
+            wait_first=waits["wait_begin"].astype(np.int64),
+            wait_event=waits["wait_event"].astype(np.int64),
+            wait_lag=waits["wait_lag"].astype(np.int64),
+            handoff=np.full(len(waits["wait_event"]), Handoff.counter, np.uint8),
+            signal_first=signals["signal_begin"].astype(np.int64),
+            signal_event=signals["signal_event"].astype(np.int64),
+            need=np.bincount(signals["signal_event"], minlength=profile.n_events).astype(np.int64),
+            pool=np.full(n, -1, np.int64),
+            home=worker,
+            priority=np.zeros(n),
+            step_task=int(profile.task_first[step[0]]) if step else -1,
+        )
+        if (worker < 0).any():
+            return program.as_dynamic(profile.n_workers)
+        return replace(program, handoff=program.place_handoffs(worker, position))
+
+    def place_handoffs(self, worker: IntArray, position: IntArray) -> npt.NDArray[np.uint8]:
+        """abi.Handoff of every wait under a placement: `worker` where all producers ran before on the same worker."""
+        signaller = np.repeat(np.arange(self.n_tasks), np.diff(self.signal_first))
+        consumer = np.repeat(np.arange(self.n_tasks), np.diff(self.wait_first))
+        n = len(self.need)
+        low, high, last = np.full(n, self.n_workers), np.full(n, -1), np.full(n, -1)
+        np.minimum.at(low, self.signal_event, worker[signaller])
+        np.maximum.at(high, self.signal_event, worker[signaller])
+        np.maximum.at(last, self.signal_event, position[signaller])
+        e = self.wait_event
+        own = (low[e] == high[e]) & (low[e] == worker[consumer])
+        own &= (self.wait_lag == 1) | (last[e] < position[consumer])
+        return np.where(own, int(Handoff.worker), int(Handoff.counter)).astype(np.uint8)
+
+    def as_static(self, queues: Sequence[Sequence[int]]) -> Program:
+        """The same tasks in static queues."""
+        worker, position = np.full(self.n_tasks, -1, np.int64), np.full(self.n_tasks, -1, np.int64)
+        for w, queue in enumerate(queues):
+            worker[list(queue)], position[list(queue)] = w, np.arange(len(queue))
+        if (worker < 0).any() or sum(map(len, queues)) != self.n_tasks:
+            raise ScheduleError(f"static queues must hold each of {self.n_tasks} tasks once")
+        made = replace(
+            self,
+            queues=tuple(tuple(int(t) for t in q) for q in queues),
+            pool=np.full(self.n_tasks, -1, np.int64),
+            home=worker,
+        )
+        return replace(made, handoff=made.place_handoffs(worker, position))
+
+    def as_dynamic(self, workers: int, handout: Handout | None = None, mode: str = "dynamic") -> Program:
+        """The same tasks, all handed out at run time from one pool."""
+        if mode not in MODES:
+            raise ScheduleError(f"unknown mode {mode!r}: {suggest(mode, MODES)}")
+        return replace(
+            self,
+            queues=((Drain(0),),) * workers,
+            pool=np.zeros(self.n_tasks, np.int64),
+            home=np.where(self.home < workers, self.home, -1),
+            handoff=np.full(len(self.wait_event), Handoff.counter, np.uint8),
+            handout=handout or self.handout,
+        )
+
+    def with_priorities(self, seconds: Any) -> Program:
+        """Priority = the longest path of durations still ahead of a task, through this iteration's events."""
+        order = self._order()
+        ahead = np.zeros(self.n_tasks)
+        event_ahead = np.zeros(len(self.need))
+        for task in reversed(order):
+            after = self.signal_event[self.signal_first[task] : self.signal_first[task + 1]]
+            ahead[task] = seconds[task] + (event_ahead[after].max() if len(after) else 0.0)
+            row = slice(self.wait_first[task], self.wait_first[task + 1])
+            for event in self.wait_event[row][self.wait_lag[row] == 0]:
+                event_ahead[event] = max(event_ahead[event], ahead[task])
+        return replace(self, priority=ahead)
+
+    def _order(self) -> list[int]:
+        """Tasks so that each comes after those it waits for in its own iteration; ScheduleError on a cycle."""
+        waiting: list[list[int]] = [[] for _ in self.need]
+        left = [0] * self.n_tasks
+        for task in range(self.n_tasks):
+            for i in range(int(self.wait_first[task]), int(self.wait_first[task + 1])):
+                if self.wait_lag[i] == 0:
+                    waiting[self.wait_event[i]].append(task)
+                    left[task] += 1
+        missing = self.need.tolist()
+        order = [task for task in range(self.n_tasks) if not left[task]]
+        for task in order:  # grows while it is walked
+            for event in self.signal_event[self.signal_first[task] : self.signal_first[task + 1]].tolist():
+                missing[event] -= 1
+                if missing[event] == 0:
+                    for after in waiting[event]:
+                        left[after] -= 1
+                        if left[after] == 0:
+                            order.append(after)
+        if len(order) < self.n_tasks:
+            raise ScheduleError(f"{self.n_tasks - len(order)} tasks wait for each other in a circle")
+        return order
