@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mpklab import abi, env, stamp
+from mpklab import abi, env, recipe, stamp
 from mpklab.codegen import Tables
 from mpklab.errors import DeadlockError, RunError, suggest
 from mpklab.graph import Tensor
@@ -287,56 +287,22 @@ class Session:
         if memory.lanes is None:
             return None
         kernel = self.kernel
-        schedule, tasks = kernel.schedule, kernel.schedule.tasks
+        schedule = kernel.schedule
         return Profile.from_parts(
             memory.lanes.host(),
             schedule.workers,
             memory.roles,
             level=window.level,
             clock_hz=kernel.clock_hz,
-            operators=[
-                {"name": o.name, "op": o.op, "layer": -1 if o.layer is None else o.layer} for o in tasks.operators
-            ],
-            tasks={
-                "operator": tasks.operator_of,
-                "tile": tasks.words,
-                "worker": schedule.worker,
-                "position": schedule.position,
-                "bytes": tasks.bytes,
-                "flops": tasks.flops,
-            },
-            waits={"wait_begin": tasks.wait_first, "wait_event": tasks.wait_event, "wait_lag": tasks.wait_lag},
-            signals={"signal_begin": tasks.signal_first, "signal_event": tasks.signal_event},
-            events={"need": tasks.need, "producer_operator": tasks.event_producer},
-            edges=[
-                {
-                    "producer": e.producer,
-                    "consumer": e.consumer,
-                    "tensor": e.tensor,
-                    "kind": e.kind,
-                    "lag": e.lag,
-                    "begin": e.begin,
-                    "end": e.end,
-                }
-                for e in tasks.edges
-            ],
+            **recipe.tables(schedule),
             stamp=stamp.collect(
-                device=kernel.device_facts(),
-                hashes={
-                    "graph": tasks.graph.hash,
-                    "plan": tasks.plan.hash,
-                    "schedule": schedule.hash,
-                    "source": kernel.source.hash,
-                },
+                device=kernel.device_facts(), hashes={**recipe.hashes(schedule), "source": kernel.source.hash}
             ),
             meta={
-                "graph": tasks.graph.name,
-                "backend": kernel.backend,
-                "mode": schedule.mode,
-                "policy": schedule.policy,
-                "workers": schedule.workers,
+                **recipe.meta(schedule),
                 "seconds": seconds,
-                **{k: v for k, v in tasks.graph.meta.items() if isinstance(v, str | int | float)},
+                "iterations": int(memory.launch["iterations"][0]),
+                "window": {"skip": window.skip, "record": window.record, "level": window.level},
             },
         )
 
