@@ -193,7 +193,7 @@ struct Toy {
     launch.counters = (u64)counters.data(), launch.control = (u64)&control, launch.host = (u64)&host;
     launch.lanes = (u64)lanes.data(), launch.lane_capacity = capacity, launch.lanes_per_worker = 1;
     launch.n_workers = workers, launch.n_tables = 1, launch.iterations = 100, launch.steps = 1;
-    launch.wait_limit = wait_limit, launch.prefetch = 1 << 16;
+    launch.wait_limit = wait_limit, launch.prefetch = 1;
     return run_host<Kernel>(launch, level, nullptr);
   }
   bool same(const Toy& other) const {
