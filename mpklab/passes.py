@@ -41,6 +41,22 @@ def _producer(graph: Graph, tensor: str) -> Operator | None:
     return writers[0] if len(writers) == 1 else None
 
 
+def _free_between(
+    graph: Graph, first: Operator, last: Operator, read: str | None = None, write: str | None = None
+) -> bool:
+    """Whether a read or a write may move from one operator to the other: nothing between them is in its way.
+
+    Only tensors with several writers (state, or an output named by hand) can be.
+    """
+    names = [o.name for o in graph.operators]
+    low, high = sorted((names.index(first.name), names.index(last.name)))
+    for o in graph.operators[low + 1 : high]:
+        written, seen = ({o.operands[k] for k in side} for side in (o.outputs, o.inputs))
+        if read in written or write in written or write in seen:
+            return False
+    return True
+
+
 @_pass
 def merge_linears(graph: Graph) -> Graph:
     """Linears of one input become one linear over their weights' rows: q/k/v, and gate/up.
@@ -48,6 +64,7 @@ def merge_linears(graph: Graph) -> Graph:
     Readers must be able to take columns of a wider tensor (attention, silu_mul). The merged weight has `parts`.
     """
     tensors = dict(graph.tensors)
+    taken = {o.name for o in graph.operators}
     merged: dict[str, Operator] = {}
     gone: set[str] = set()
     edits: dict[str, Operator] = {}
@@ -59,9 +76,12 @@ def merge_linears(graph: Graph) -> Graph:
         if not all(s is not None and s.op == "linear" and s.attrs["epilogue"] == "none" for s in sources):
             continue
         linears = [s for s in sources if s is not None]
-        if len({s.operands["x"] for s in linears}) != 1 or len({s.name for s in linears}) != len(linears):
+        shared = [{k: v for k, v in s.operands.items() if k not in ("weight", "out")} for s in linears]
+        if len({s.name for s in linears}) != len(linears) or "bias" in shared[0]:
             continue
-        if len({"bias" in s.operands for s in linears}) != 1 or any("bias" in s.operands for s in linears):
+        if any(x != shared[0] for x in shared) or any(s.attrs != linears[0].attrs for s in linears):
+            continue
+        if not all(_free_between(graph, linears[0], s, read=s.operands["x"]) for s in linears):
             continue
         if any(_only_reader(graph, s.operands["out"]) is None for s in linears):
             continue
@@ -69,7 +89,9 @@ def merge_linears(graph: Graph) -> Graph:
         heights = [upper(tensors[s.operands["weight"]].shape[0]) for s in linears]
         stem, suffix = ("qkv", "proj") if reader.op == "attention" else ("gate_up", "proj")
         prefix = first.name.rpartition(".")[0]
-        name = f"{prefix}.{stem}_{suffix}" if prefix else f"{stem}_{suffix}"
+        name = base = f"{prefix}.{stem}_{suffix}" if prefix else f"{stem}_{suffix}"
+        while name in taken or not {name, f"{name}.weight"}.isdisjoint(tensors):
+            name = f"{base}_{len(merged)}" if name == base else f"{name}_"
         weight = tensors[first.operands["weight"]]
         parts = tuple(s.operands["weight"] for s in linears)
         tensors[f"{name}.weight"] = Tensor(
@@ -107,6 +129,8 @@ def fuse_norm(graph: Graph) -> Graph:
         readers = graph.readers(norm.operands["out"])
         if not readers or not all(r.op == "linear" and "norm_weight" not in r.operands for r in readers):
             continue
+        if not all(_free_between(graph, norm, r, read=norm.operands["x"]) for r in readers):
+            continue
         gone.add(norm.name)
         for r in readers:
             operands = {**r.operands, "x": norm.operands["x"], "norm_weight": norm.operands["weight"]}
@@ -127,6 +151,8 @@ def fuse_silu_mul(graph: Graph) -> Graph:
             continue
         if _only_reader(graph, source.operands["out"]) is None:
             continue
+        if not _free_between(graph, source, op, write=op.operands["out"]):
+            continue
         width = upper(graph.tensors[source.operands["weight"]].shape[0]) // 2
         if (op.attrs["gate_offset"], op.attrs["up_offset"], op.attrs["width"]) != (0, width, width):
             continue
@@ -144,7 +170,6 @@ def fuse_residual(graph: Graph) -> Graph:
     """A residual add becomes the epilogue of the linear before it."""
     edits: dict[str, Operator] = {}
     gone: set[str] = set()
-    order = {o.name: i for i, o in enumerate(graph.operators)}
     for op in graph.operators:
         if op.op != "add":
             continue
@@ -154,9 +179,8 @@ def fuse_residual(graph: Graph) -> Graph:
                 continue
             if _only_reader(graph, source.operands["out"]) is None or source.attrs["out_dtype"]:
                 continue
-            residual = _producer(graph, op.operands[other])
-            if residual is not None and order[residual.name] > order[source.name]:
-                continue  # not written yet where the linear stands
+            if not _free_between(graph, source, op, read=op.operands[other], write=op.operands["out"]):
+                continue  # the residual, say, is not written yet where the linear stands
             edits[source.name] = replace(
                 source,
                 operands={**source.operands, "out": op.operands["out"], "residual": op.operands[other]},

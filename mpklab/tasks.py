@@ -468,6 +468,50 @@ def _prune(deps: list[_Dependence], counts: IntArray, step: int) -> list[_Depend
     return kept
 
 
+def _prune_between(deps: list[_Dependence]) -> list[_Dependence]:
+    """Drop lag-1 dependences that two others imply: some tile that the consumer waits for waited for all of the range."""
+    into: dict[int, list[_Dependence]] = {}
+    pairs: dict[tuple[int, int], list[_Dependence]] = {}
+    for d in deps:
+        into.setdefault(d.consumer, []).append(d)
+        pairs.setdefault((d.producer, d.consumer), []).append(d)
+    gone: set[int] = set()
+    for d in deps:
+        if d.lag == 0:
+            continue
+        implied = d.end <= d.begin
+        for last in into[d.consumer]:
+            for first in pairs.get((d.producer, last.producer), ()):
+                if first.lag + last.lag == 1 and d is not first and d is not last and not gone & {id(first), id(last)}:
+                    tile = np.arange(len(first.begin))
+                    within = (last.begin[:, None] <= tile) & (tile < last.end[:, None])
+                    covers = (first.begin <= d.begin[:, None]) & (d.end[:, None] <= first.end)
+                    implied |= (within & covers).any(axis=1)
+        if implied.all():
+            gone.add(id(d))
+    return [d for d in deps if id(d) not in gone]
+
+
+def _fewer_waits(deps: list[_Dependence]) -> list[_Dependence]:
+    """Where some tile would wait for too many events, ranges of one producer become one."""
+    waits: dict[int, Any] = {}
+    for d in deps:
+        waits[d.consumer] = waits.get(d.consumer, 0) + (d.end > d.begin)
+    crowded = {c for c, count in waits.items() if count.max(initial=0) > MAX_WAITS}
+    joined: dict[tuple[int, int, int], _Dependence] = {}
+    kept = []
+    for d in deps:
+        key = (d.producer, d.consumer, d.lag)
+        if d.consumer not in crowded:
+            kept.append(d)
+        elif key in joined:
+            held = joined[key]
+            held.begin, held.end = _hull((held.begin, held.end), (d.begin, d.end))
+        else:
+            joined[key] = replace(d)
+    return kept + list(joined.values())
+
+
 def _coarsened(deps: list[_Dependence], counts: IntArray) -> list[_Dependence]:
     """Where some tile would have to signal too many events, consumers wait for all tiles of its operator instead."""
     by_producer: dict[int, list[_Dependence]] = {}
@@ -521,8 +565,8 @@ def _counts_apart(deps: list[_Dependence], counts: IntArray) -> list[_Dependence
     for p, ranges in found.items():
         first, last = np.zeros(int(counts[p]), np.int64), np.zeros(int(counts[p]), np.int64)
         at, until = -1, -1
-        for begin, end in sorted(ranges):
-            at, until = (at, max(until, end)) if begin < until else (begin, end)
+        for low, high in sorted(ranges):
+            at, until = (at, max(until, high)) if low < until else (low, high)
             first[at:until], last[at:until] = at, until
         added.append(_Dependence(p, p, 1, first, last))
     return added
@@ -575,7 +619,10 @@ def _lower_rewritten(graph: Graph, machine: Machine, plan: Plan) -> TaskGraph:
         late = graph.operators[steps[0] + 1].name
         raise LowerError(f"{graph.operators[steps[0]].name} opens the next iteration, so {late} cannot come after it")
     edges = derive_edges(graph, tiler)
-    kept = _coarsened(_prune(_dependences(edges), counts, steps[0] if steps else -1), counts)
+    kept = _prune(_dependences(edges), counts, steps[0] if steps else -1)
+    if not steps:
+        kept = _prune_between(kept)
+    kept = _coarsened(_fewer_waits(kept), counts)
     while not steps and (more := _counts_apart(kept, counts)):
         kept = _coarsened(kept + more, counts)
 

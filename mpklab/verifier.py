@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from mpklab.abi import Handoff
 from mpklab.errors import ScheduleError
+from mpklab.ops import REGISTRY
 from mpklab.schedule import Schedule, checked
 from mpklab.tasks import EdgeSet, TaskGraph
 
@@ -238,23 +239,43 @@ def _check_edges(schedule: Schedule, clocks: Clocks, edges: EdgeSet) -> None:
 
 
 _WHY = {
-    "raw": "reads {tensor} as {producer} writes it",
-    "war": "overwrites {tensor}, which {producer} reads",
-    "waw": "overwrites {tensor}, which {producer} writes too",
+    "raw": "reads {tensor} while {producer} may not have written [{box}]",
+    "war": "overwrites {tensor} while {producer} may still read [{box}]",
+    "waw": "overwrites {tensor} while {producer} may still write [{box}]",
 }
 
 
 def _race(tasks: TaskGraph, schedule: Schedule, edges: EdgeSet, producer: int, consumer: int) -> ScheduleError:
-    why = _WHY[edges.kind].format(tensor=edges.tensor, producer=tasks.task_name(producer))
+    why = _WHY[edges.kind].format(
+        tensor=f"{edges.tensor}[{_box(tasks, consumer, edges.tensor, edges.kind != 'raw')}]",
+        producer=f"{tasks.task_name(producer)}",
+        box=_box(tasks, producer, edges.tensor, edges.kind != "war"),
+    )
     when = "of the iteration before" if edges.lag else "of the same iteration"
     return ScheduleError(
         f"race: {tasks.task_name(consumer)} (worker {schedule.worker[consumer]}, position {schedule.position[consumer]}) {why} "
-        f"({edges.kind}, {when}, worker {schedule.worker[producer]}, position {schedule.position[producer]}; operand "
-        f"{edges.operand!r}, tiles {_words(tasks, producer)} and {_words(tasks, consumer)}), but no path of events and "
-        "queue order leads from one to the other",
+        f"({edges.kind}, {when}, worker {schedule.worker[producer]}, position {schedule.position[producer]}): no path of "
+        f"events and queue order leads from the one to the other; {tasks.task_name(consumer)} waits for "
+        f"{_waits(tasks, consumer)}",
         Finding("race", consumer, producer, edges.tensor, edges.lag),
     )
 
 
-def _words(tasks: TaskGraph, task: int) -> list[int]:
-    return [int(x) for x in tasks.words[task]]
+def _waits(tasks: TaskGraph, task: int) -> str:
+    """The events that a task waits for, as operators and tiles."""
+    found = []
+    for i in range(int(tasks.wait_first[task]), int(tasks.wait_first[task + 1])):
+        event = int(tasks.wait_event[i])
+        name = tasks.operators[int(tasks.event_producer[event])].name
+        before = " of the iteration before" if tasks.wait_lag[i] else ""
+        found.append(f"{name}[{tasks.event_begin[event]}:{tasks.event_end[event]}]{before}")
+    return ", ".join(found) or "nothing"
+
+
+def _box(tasks: TaskGraph, task: int, tensor: str, writes: bool) -> str:
+    """What a task touches of a tensor: `0:1, 32:64`; several boxes are joined by `and`."""
+    operator = tasks.operators[int(tasks.operator_of[task])]
+    tile = task - int(tasks.first[tasks.operator_of[task]])
+    tiles = REGISTRY.ops[operator.op].tiles(tasks.graph.node(operator), tasks.plan.tilings[operator.name])
+    boxes = [b for b in (tiles.writes if writes else tiles.reads) if operator.operands[b.operand] == tensor]
+    return " and ".join(dict.fromkeys(", ".join(r.text(tile) for r in b.ranges) for b in boxes))

@@ -63,7 +63,7 @@ def must_precede(case: Case) -> dict[Instance, set[Instance]]:
     """For each instance of a task, the instances with conflicting accesses that come earlier in program order."""
     found: dict[Instance, set[Instance]] = {}
     every = [(t, e) for e in range(case.epochs) for t in range(len(case.operator))]
-    for memory in {m: None for m in case.memories}:
+    for memory in dict.fromkeys(case.memories):
         for second, later in every:
             for first, earlier in every:
                 place = (earlier, case.operator[first])

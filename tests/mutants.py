@@ -241,15 +241,24 @@ def move_task(rng: random.Random, d: Draft) -> bool:
     return True
 
 
+def _both(rng: random.Random, d: Draft, first: Mutation, second: Mutation) -> bool:
+    if not first(rng, d):
+        return False
+    touched = d.touched
+    done = second(rng, d)
+    d.touched = [x for pair in zip(touched, d.touched, strict=False) for x in pair] + touched + d.touched
+    return done
+
+
 @_mutation
 def drop_and_move(rng: random.Random, d: Draft) -> bool:
     """A wait less, where the old place of the task might have hidden it."""
-    return drop_wait(rng, d) and move_task(rng, d)
+    return _both(rng, d, drop_wait, move_task)
 
 
 @_mutation
 def drop_two(rng: random.Random, d: Draft) -> bool:
-    return drop_wait(rng, d) and drop_wait(rng, d)
+    return _both(rng, d, drop_wait, drop_wait)
 
 
 @_mutation

@@ -102,6 +102,16 @@ class Range:
     pos_hi: int = 0
     split: tuple[int, IntArray] | None = None
 
+    def text(self, tile: int) -> str:
+        """The bounds of one tile: `32:64`, `pos:pos+1`, `piece 1 of 3 of 0:pos+1`."""
+
+        def bound(x: int | IntArray, positions: int) -> str:
+            number = int(x[tile]) if isinstance(x, np.ndarray) else int(x)
+            return str(number) if not positions else "pos" + (f"{number:+d}" if number else "")
+
+        piece = f"piece {int(self.split[1][tile])} of {self.split[0]} of " if self.split else ""
+        return f"{piece}{bound(self.lo, self.pos_lo)}:{bound(self.hi, self.pos_hi)}"
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
