@@ -53,6 +53,7 @@ CLASSES = {
     "starved": ("#DBBFC8", "#6E4D58"), "remote": ("#66BBDD", "#8ADCF5"), "ramp": ("#D3D6DB", "#40454E"),
     "tail": ("#E4E6EA", "#33373E"), "unexplained": ("#999999", "#777777"),
 }  # fmt: skip
+IDLE = frozenset("latency producer blocked ready_elsewhere starved remote ramp tail unexplained".split())
 THEMES = ("auto", "light", "dark")
 MOST_BARS = 60  # a figure of more is not read; the frame has the rest
 _INK = {"auto": "#7d838d", "light": "#1c1e21", "dark": "#e4e6ea"}

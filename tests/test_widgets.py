@@ -467,3 +467,20 @@ def test_importing_views_loads_no_drawing_library() -> None:
     code = f"import sys, mpklab.widgets.studio, mpklab.plots; print([m for m in {libraries} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_idle_classes_name_what_bubbles_counts() -> None:
+    from mpklab import analysis, frames
+    from mpklab.widgets.studio import idle_classes
+
+    ops = [Op("a", 2), Op("b", 2, ("a",))]
+    queues = [[[Run("a", 0, 100), Run("b", 0, 100)], [Run("a", 1, 900), Run("b", 1, 100)]]]
+    profile = make(ops, queues, latency=50)
+    spans = frames.spans(profile)
+    found = idle_classes(profile, spans)
+    wait = spans.index[(spans["phase"] == "wait") & (spans["worker"] == 0) & (spans["dur_ns"] > 0)]
+    assert [found[spans.index.get_loc(i)] for i in wait][-1] == "producer"
+    execute = np.asarray(spans["phase"] == "execute")
+    assert set(found[execute]) == {"execute"}
+    assert set(analysis.bubbles(profile).columns) >= set(found.categories)
+    assert "class" in [mode["name"] for mode in Studio(profile).timeline.lanes.meta["modes"]]

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpklab.abi import Clock
+from mpklab.analysis import blame, critical_path
+from mpklab.analysis import bounds as limits
+from mpklab.analysis.idle import NAMES, pieces
 from mpklab.errors import ProfileError
+from mpklab.frames import residual, verdict
 from mpklab.frames import spans as spans_of
 from mpklab.graph import Graph
 from mpklab.widgets import raster
@@ -68,6 +73,38 @@ def graph_of(table: TaskTable, name: str) -> _Graph:
     return _Graph(name, tensors, made)
 
 
+def idle_classes(profile: Any, spans: pd.DataFrame) -> pd.Categorical:
+    """For every span of a compute lane the class of `analysis.bubbles` that holds most of its time; missing elsewhere."""
+    import pandas as pd
+
+    cut = pieces(profile, 0.0)
+    key = cut.worker.astype(np.int64) << 44 | cut.begin_ns
+    order = np.lexsort((cut.ns, key))
+    key, kind = key[order], cut.kind[order]
+    last = np.r_[key[1:] != key[:-1], np.ones(min(1, len(key)), bool)]  # the largest piece of each record
+    key, kind = key[last], kind[last]
+    worker = spans["rank"].to_numpy(np.int64) * profile.n_workers + spans["worker"].to_numpy(np.int64)
+    wanted = worker << 44 | spans["begin_ns"].to_numpy(np.int64)
+    at = np.minimum(np.searchsorted(key, wanted), max(0, len(key) - 1))
+    own = np.asarray((spans["role"] == "compute") & (spans["phase"] != "iteration"))
+    known = own & (key[at] == wanted) if len(key) else np.zeros(len(spans), bool)
+    codes = np.where(known, kind[at] if len(key) else -1, -1)
+    names = np.array([*NAMES, None], object)
+    return pd.Categorical(names[codes], categories=list(NAMES))
+
+
+def paths_of(profile: Any) -> dict[str, list[int]]:
+    """The critical path and the path of blame through the middle recorded iteration, as task ids in order of time."""
+    found: dict[str, list[int]] = {}
+    for name, frame in (("critical path", critical_path(profile)), ("path of blame", blame(profile))):
+        rows = frame[frame["task"] >= 0]
+        numbers = np.unique(rows["iteration"].to_numpy())
+        if len(numbers):
+            inside = rows.loc[rows["iteration"] == numbers[len(numbers) // 2], "task"]
+            found[name] = list(dict.fromkeys(inside.tolist()))
+    return found
+
+
 class Studio(View):
     """One recording as one view. `Studio(profile)`; or from its parts: spans, tasks (a TaskGraph) and a Graph."""
 
@@ -99,6 +136,15 @@ class Studio(View):
             table = read_profile(profile)
         if spans is None and profile is not None:
             spans = spans_of(profile)
+            classes = {"class": idle_classes(profile, spans), **(classes or {})}
+            error_ns = residual(profile) if error_ns is None else error_ns
+            notes = [verdict(profile), *notes]
+            if bounds is None:
+                known = limits(profile)
+                bounds = {
+                    str(b): float(ns) for b, ns in zip(known["bound"], known["ns"], strict=True) if b != "measured"
+                }
+            paths = paths_of(profile) if paths is None else paths
         if graph is None:
             graph = getattr(tasks, "graph", None)
         if graph is None and profile is not None and isinstance(profile.meta.get("graph"), Mapping):
@@ -109,8 +155,15 @@ class Studio(View):
         self.dag: TaskDag | None = None
         self.graph: OperatorGraph | None = None
         if spans is not None:
+            on_gpu = profile is None or bool((profile.headers()["clock_unit"] == Clock.sm_cycles).all())
             self.timeline = timeline(
-                spans, title="timeline", color=color, bounds=bounds, error_ns=error_ns, classes=classes
+                spans,
+                title="timeline",
+                color=color,
+                bounds=bounds,
+                error_ns=error_ns,
+                classes=classes,
+                place="SM" if on_gpu else "CPU",
             )
         if table is not None:
             self.dag = task_dag(table, spans, title="tasks", paths=paths)

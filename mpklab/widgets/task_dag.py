@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpklab.errors import GraphError, suggest
+from mpklab.frames import spans as spans_of
 from mpklab.plots import PALETTE, kind_colours
 from mpklab.widgets import raster
 from mpklab.widgets.page import Column, container
@@ -206,8 +207,8 @@ def groups_of(table: TaskTable) -> tuple[Ints, tuple[str, ...]]:
 
 
 def across_of(table: TaskTable) -> int:
-    """How many tiles stand side by side in every box: about twice as wide as high for the operator with most tiles."""
-    return max(4, math.ceil(math.sqrt(2 * max(np.diff(table.first), default=1)))) if table.n else 4
+    """How many tiles stand side by side in every box: twice as wide as high for the most tiles, ten at least for a name."""
+    return max(10, math.ceil(math.sqrt(2 * max(np.diff(table.first), default=1)))) if table.n else 10
 
 
 def lay_out(table: TaskTable, aspect: float = 2.0) -> Layout:
@@ -405,12 +406,14 @@ def task_dag(
     missing: Iterable[tuple[int, int, str]] = (),
     height: int | None = None,
 ) -> TaskDag:
-    """A picture of a TaskGraph or of a Profile's; with `mk.spans(profile)` also of what each task took.
+    """A picture of a TaskGraph, with `mk.spans(profile)` also of what each task took; or of a Profile's, with its own spans.
 
     `columns` are more numbers per task to colour by (negative: unknown), `paths` named lists of task ids (a critical
     path), `missing` pairs of tasks that nothing orders, drawn in red with their text.
     """
     table = table_of(tasks)
+    if spans is None and hasattr(tasks, "task_first"):
+        spans = spans_of(tasks)
     values = dict(table.values)
     if spans is not None:
         values |= measured(table, spans)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpklab.errors import ProfileError, suggest
-from mpklab.plots import PALETTE, PHASES, UNKNOWN_PHASE, kind_colours
+from mpklab.plots import CLASSES, IDLE, PALETTE, PHASES, UNKNOWN_PHASE, kind_colours
 from mpklab.widgets import raster
 from mpklab.widgets.page import Column, container
 from mpklab.widgets.view import View
@@ -180,6 +180,7 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
         "height": options["height"],
         "modes": [],
         "empty": options["empty"],
+        "place": options["place"],
     }
     columns = {
         "row_group": Column(group[first], delta=True),
@@ -209,7 +210,10 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
             raise ProfileError(f"classes[{name!r}] has {len(labels)} different values; a timeline colours at most 200")
         column = f"class{number}"
         columns[column] = Column(codes[kept] + 1)
-        meta["modes"].append({"name": name, "column": column, "labels": [str(label) for label in labels]})
+        mode: dict[str, Any] = {"name": name, "column": column, "labels": [str(label) for label in labels]}
+        if labels and set(labels) <= set(CLASSES):
+            mode |= {"colours": [CLASSES[label] for label in labels], "idle": [label in IDLE for label in labels]}
+        meta["modes"].append(mode)
     of_kind = np.array([kinds.index(entry[1]) for entry in op_table] + [-1], np.int64)[op]
     return Lanes(meta, columns, begin, end, row_of, phase, of_kind)
 
@@ -372,12 +376,14 @@ def timeline(
     error_ns: float | Mapping[int, float] | None = None,
     classes: Mapping[str, object] | None = None,
     height: int | None = None,
+    place: str = "SM",
     empty: str = NO_SPANS,
 ) -> Timeline:
     """A picture of `mk.spans(profile)`: one row per worker, lanes inside; `other` is a second run on the same clock.
 
     `bounds` are vertical lines, nanoseconds from the earliest span; `error_ns` is the clock's error, one number or one
-    per worker; `classes` adds ways to colour: a name and one value per span (at most 200 different ones).
+    per worker; `classes` adds ways to colour: a name and one value per span (at most 200 different ones); `place` says what
+    the column `sm` counts.
     """
     extra = dict(classes or {})
     known = [*MODES, *extra]
@@ -386,5 +392,6 @@ def timeline(
     sources = {str(names[0]): spans} if other is None else {str(names[0]): spans, str(names[1]): other}
     options = {
         "title": str(title), "color": color, "bounds": dict(bounds or {}), "error_ns": error_ns, "height": height, "empty": empty,
+        "place": str(place),
     }  # fmt: skip
     return Timeline(read_lanes(sources, extra, options), spans, str(title))

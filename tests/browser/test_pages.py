@@ -190,14 +190,14 @@ def test_task_graph_selects_searches_and_folds(show: Any) -> None:
     assert "colour:red" in page.page.locator(".mpk-bar").inner_text()
     page.page.get_by_label("Search tasks").fill("")
     before = page.run("mpk.layout.height * mpk.layout.width")
-    page.page.get_by_role("button", name="Collapse every layer to one box").click()
+    page.page.get_by_role("button", name="Fold layers").click()
     page.settle()
     assert page.run("mpk.layout.height * mpk.layout.width") < before
     x, y, w, h = page.run("mpk.rectOf(130).slice(0, 4)")
     page.page.mouse.dblclick(box["x"] + x + w / 2, box["y"] + y + h / 2)
     page.settle()
     assert not page.run("mpk.rectOf(130)[4]")
-    page.page.get_by_role("button", name="Show the critical path").click()
+    page.page.get_by_role("button", name="critical path").click()
     page.settle()
     page.page.get_by_label("colour by").select_option("bytes")
     page.settle()
@@ -270,7 +270,7 @@ def test_studio_shares_one_selection(show: Any) -> None:
     page.page.get_by_role("button", name="Selected only").click()
     page.settle()
     assert page.run("mpk.table.rows().length") == 8
-    page.page.get_by_role("button", name="Select nothing").click()
+    page.page.get_by_role("button", name="Clear selection").click()
     page.settle()
     assert page.run("mpk.selection.ids.size") == 0
     page.page.get_by_role("button", name="worker", exact=True).click()
@@ -284,7 +284,7 @@ def test_names_stay_text(show: Any) -> None:
     spans["op"] = spans["op"].cat.rename_categories(lambda name: nasty + name)
     page = show(Studio(spans=spans, tasks=tasks, title=nasty, notes=[nasty]))
     assert page.run("document.querySelectorAll('main img, main script').length") == 0
-    assert "<img src=x onerror=alert(1)>" in page.page.locator("h2").first.inner_text()
+    assert "<img src=x onerror=alert(1)>" in page.page.locator("h1").first.inner_text()
 
 
 def test_an_empty_recording_says_so(show: Any) -> None:

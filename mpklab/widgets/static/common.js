@@ -89,7 +89,8 @@ export function make(tag, props = {}, ...children) {
 }
 
 export function button(label, title, onclick) {
-  return make("button", { type: "button", title, "aria-label": title, onclick }, label);
+  // A word is its own name; a sign needs one.
+  return make("button", { type: "button", title, "aria-label": /\w/.test(label) ? null : title, onclick }, label);
 }
 
 export function chooser(label, names, onchange) {

@@ -165,7 +165,7 @@ export function mountDag(el, meta, columns, host = {}) {
   const query = make("input", { type: "search", placeholder: "op:attention layer:3", "aria-label": "Search tasks", size: 20 });
   const count = make("span", { class: "mpk-hint", "aria-live": "polite" });
   const bar = make("div", { class: "mpk-bar" },
-    make("h2", {}, meta.title), mode,
+    make(host.page ? "h1" : "h2", {}, meta.title), mode,
     button("+", "Zoom in", () => zoom(1.5)), button("−", "Zoom out", () => zoom(1 / 1.5)), button("Fit", "Show everything", fit),
     button("Fold layers", "Collapse every layer to one box", () => foldAll(true)), button("Unfold", "Expand every layer and operator", () => foldAll(false)), query, count);
   for (const [name, column] of meta.paths.map((p) => [p.name, p.column])) {

@@ -30,7 +30,7 @@ export function mountGraph(el, meta, columns, host = {}) {
   const tip = new Tooltip(box);
   const live = make("div", { class: "mpk-live", "aria-live": "polite", role: "status" });
   const legend = make("div", { class: "mpk-legend", "aria-label": "Colours" });
-  const bar = make("div", { class: "mpk-bar" }, make("h2", {}, meta.title),
+  const bar = make("div", { class: "mpk-bar" }, make(host.page ? "h1" : "h2", {}, meta.title),
     button("+", "Zoom in", () => zoom(1.5)), button("−", "Zoom out", () => zoom(1 / 1.5)), button("Fit", "Show everything", () => { fitted = false; redraw(); }));
   if (copies > 1 && first[first.length - 1]) {
     const names = ["all layers", ...Array.from({ length: copies }, (_, k) => `copy ${k}`)];

@@ -11,9 +11,9 @@ export function columnsOf(columns, part) {
 }
 
 export function mountStudio(el, meta, columns, host = {}) {
-  const selection = host.selection ?? new Selection(), inner = { ...host, selection };
+  const selection = host.selection ?? new Selection(), inner = { ...host, selection, page: false };
   const status = make("span", { class: "mpk-hint", "aria-live": "polite" });
-  el.append(make("div", { class: "mpk-bar" }, make("h2", {}, meta.title), status, make("span", { class: "mpk-space" }),
+  el.append(make("div", { class: "mpk-bar" }, make(host.page ? "h1" : "h2", {}, meta.title), status, make("span", { class: "mpk-space" }),
     button("Clear selection", "Select nothing", () => selection.set([]))));
   for (const note of meta.notes) el.append(make("p", { class: "mpk-note" }, note));
   const parts = {}, grid = make("div", { class: "mpk-grid" });

@@ -209,7 +209,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
   const modes = ["kind", "phase", "layer", "operator", ...meta.modes.map((m) => m.name)];
   const mode = chooser("colour by", modes, (name) => { setMode(name); redraw(); });
   const bar = make("div", { class: "mpk-bar" },
-    make("h2", {}, meta.title), mode,
+    make(host.page ? "h1" : "h2", {}, meta.title), mode,
     button("+", "Zoom in", () => zoom(0.5)), button("−", "Zoom out", () => zoom(2)), button("Fit", "Show everything", fit),
     button("↕", "Taller rows", () => tall(1.5)), button("↧", "Flatter rows", () => tall(1 / 1.5)));
   if (meta.iterations.length > 1) {
@@ -481,7 +481,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
       }
       if (b % every) continue;
       context.fillStyle = css(cursor?.row.lane.band === band || hover?.band === band ? theme.fg : theme.muted);
-      context.fillText(band.sm >= 0 ? `w${band.worker} · SM ${band.sm}` : `worker ${band.worker}`, plot.x - 6, y + Math.min(bandHeight / 2, 20), plot.x - 8);
+      context.fillText(band.sm >= 0 ? `w${band.worker} · ${meta.place} ${band.sm}` : `worker ${band.worker}`, plot.x - 6, y + Math.min(bandHeight / 2, 20), plot.x - 8);
     }
     context.restore();
   }
@@ -512,8 +512,10 @@ export function mountTimeline(el, meta, columns, host = {}) {
           const x = Math.round(toX(plot, it.begin)) + 0.5;
           line(x, AXIS, plot.y + plot.h, css(theme.fg, 0.45), []);
           if (x > free && meta.iterations.length > 1) {
-            tag(`iteration ${it.index}`, Math.max(x, plot.x), AXIS);
-            free = x + 76;
+            const left = Math.max(x, plot.x), next = shown[shown.indexOf(it) + 1];
+            if (x < plot.x && next && toX(plot, next.begin) < plot.x + 80) continue;
+            tag(`iteration ${it.index}`, left, AXIS);
+            free = left + 76;
           }
         }
       }
@@ -678,7 +680,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
     return { i: -1, row: lane.rows[0] };
   }
   function linesFor({ i, row }) {
-    const band = row.lane.band, who = `${groups.length > 1 ? groups[band.group] + " · " : ""}worker ${band.worker}${band.sm >= 0 ? ` · SM ${band.sm}` : ""} · ${row.lane.role} lane`;
+    const band = row.lane.band, who = `${groups.length > 1 ? groups[band.group] + " · " : ""}worker ${band.worker}${band.sm >= 0 ? ` · ${meta.place} ${band.sm}` : ""} · ${row.lane.role} lane`;
     if (i < 0) return ["nothing recorded", who];
     const error = band.error ? ` ± ${exactNs(band.error)}` : "";
     const lines = [`${phaseName(i)}${opName(i) ? " · " + clip(opName(i), 120) : ""}`];
