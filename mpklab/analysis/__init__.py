@@ -8,6 +8,7 @@ from mpklab.analysis.load import imbalance, overlap, utilisation
 from mpklab.analysis.paths import blame, critical_path
 from mpklab.analysis.rates import roofline
 from mpklab.analysis.repeats import diff, iterations, predicted, steady_state
+from mpklab.analysis.replay import what_if
 
 __all__ = [
     "blame",
@@ -26,4 +27,5 @@ __all__ = [
     "steady_state",
     "utilisation",
     "waits",
+    "what_if",
 ]

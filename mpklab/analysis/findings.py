@@ -13,6 +13,8 @@ from mpklab import abi
 from mpklab.analysis.handoffs import waits
 from mpklab.analysis.idle import CLASSES, Pieces, pieces
 from mpklab.analysis.load import imbalance
+from mpklab.analysis.replay import Measured, flat, measured, prefetched, program, scaled
+from mpklab.errors import MpkError
 from mpklab.frames import decode, health, records, residual
 from mpklab.frames.tables import family
 from mpklab.profile import Profile
@@ -20,25 +22,31 @@ from mpklab.profile import Profile
 _CODE = {name: i for i, name in enumerate(CLASSES)}
 WAITING = ("producer", "blocked", "starved", "ready_elsewhere", "latency")
 SLOW = 1.15  # a worker is slow when its tiles take this many times the median of their operators
+MANY_TASKS = 50_000  # beyond this many, replays take seconds
+TRUSTED = 0.2  # a replay further off than this share predicts nothing
 FEW = 0.5  # an operator has few tiles when they leave more than half of the workers without one
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One sentence, the worker time it is about, and the tasks it rests on."""
+    """One sentence, the worker time it is about, the tasks it rests on, and what would help: said, and replayed."""
 
     kind: str
     sentence: str
     cost_ns: int
     tasks: tuple[int, ...]
+    remedy: str = ""
+    replay: Callable[[Measured], float] | None = None
 
 
-def explain(profile: Profile, top: int = 5) -> pd.DataFrame:
+def explain(profile: Profile, top: int = 5, gains: bool | None = None) -> pd.DataFrame:
     """The `top` findings that cost most worker time, largest first.
 
     kind: slow_worker, few_tiles, waits, handoff, order, uneven_tail, late_pages, fetch, ramp, recording, lost · finding:
     a sentence · cost_ns: worker time lost to it · share: of all worker time · tasks: ids it rests on (the most costly,
-    at most 32). No worker time counts for two findings: the more specific cause takes it.
+    at most 32) · remedy, gain_ns: what would help, and by how much the recorded iterations would be shorter for it as
+    `what_if` predicts (NaN where it cannot; `gains=False` leaves it out, the default for very large recordings).
+    No worker time counts for two findings: the more specific cause takes it.
     """
     p = pieces(profile)
     total = max(1, int(p.ns.sum()))
@@ -48,15 +56,50 @@ def explain(profile: Profile, top: int = 5) -> pd.DataFrame:
         free = look(profile, p, free, total, found)
     found += _rest(profile, p, total)
     found = sorted((f for f in found if f.cost_ns > 0), key=lambda f: -f.cost_ns)[:top]
+    gain = _gains(profile, found, gains)
     return pd.DataFrame(
         {
             "kind": [f.kind for f in found],
-            "finding": [f.sentence for f in found],
+            "finding": [_with_gain(f, g, p.makespan_ns) for f, g in zip(found, gain, strict=True)],
             "cost_ns": np.array([f.cost_ns for f in found], np.int64),
             "share": [f.cost_ns / total for f in found],
             "tasks": [list(f.tasks) for f in found],
+            "remedy": [f.remedy for f in found],
+            "gain_ns": gain,
         }
     )
+
+
+def _gains(profile: Profile, found: list[Finding], wanted: bool | None) -> np.ndarray:
+    """What each remedy saves against the replay of the recording as it is."""
+    gain = np.full(len(found), np.nan)
+    if wanted is False or (wanted is None and profile.n_tasks > MANY_TASKS) or not found:
+        return gain
+    try:
+        m = measured(profile)
+        base = m.run()
+    except MpkError:  # what is incomplete is not replayed
+        return gain
+    if abs(base - m.makespan_ns) > TRUSTED * m.makespan_ns:
+        return gain
+    for i, f in enumerate(found):
+        if f.replay is not None:
+            try:
+                gain[i] = max(0.0, base - f.replay(m))
+            except MpkError:
+                continue
+    return gain
+
+
+def _scaling(factor: np.ndarray) -> Callable[[Measured], float]:
+    """The replay in which every task's execution takes so many times as long."""
+    return lambda m: m.run(work=scaled(m, factor))
+
+
+def _with_gain(f: Finding, gain: float, makespan_ns: int) -> str:
+    if not gain > 0:
+        return f.sentence
+    return f"{f.sentence} {f.remedy} is predicted to save {say_ns(gain)} ({100 * gain / max(1, makespan_ns):.1f} %)."
 
 
 def say_ns(ns: float) -> str:
@@ -114,6 +157,8 @@ def _slow_workers(profile: Profile, p: Pieces, free: np.ndarray, total: int, out
                 f"wait {say_ns(cost)} for it, {_share(cost, total)}.",
                 cost,
                 _costly(p.cause[waited], p.ns[waited]),
+                "Bringing it to the others' pace",
+                _scaling(np.where(ran[:-1], 1 / row.slowdown, 1.0)),
             )
         )
         free = free & ~waited
@@ -142,6 +187,8 @@ def _few_tiles(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: l
                 f"{say_ns(cost)} for it, {_share(cost, total)}.",
                 cost,
                 _costly(p.cause[mine], p.ns[mine]),
+                f"Spreading it over all {workers} workers",
+                _scaling(np.where(of_task[:-1] == f, count / workers, 1.0)),
             )
         )
     return free & ~taken
@@ -169,6 +216,8 @@ def _late_pages(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: 
             f"Consumers wait {say_ns(cost)} for pages to arrive, {_share(cost, total)}{ahead}.",
             cost,
             _costly(d.task[pages], (d.end_ns - d.begin_ns)[pages]),
+            "Loading far enough ahead",
+            lambda m: m.run(work=prefetched(m, m.work)),
         )
     )
     return free
@@ -190,6 +239,8 @@ def _order(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[
                 f"{most}: {_share(cost, total)} that another order would use.",
                 cost,
                 _costly(p.task[blocked], p.ns[blocked]),
+                "Handing tasks out at run time",
+                lambda m: m.run(program(m, None, None, "dynamic", None)),
             )
         )
     return free & ~blocked
@@ -212,6 +263,8 @@ def _handoffs(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: li
                 f"with the waits that only had to look, {_share(cost, total)}.",
                 cost,
                 _costly(p.task[late], p.ns[late]),
+                "Doing without them",
+                lambda m: m.run(costs=flat(m.costs, 0.0)),
             )
         )
     return free & ~late
@@ -235,7 +288,10 @@ def _waits(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[
                 f"Workers wait {say_ns(cost)} for {names[int(f)]}{where}, {_share(cost, total)}; for "
                 f"{100 * running / max(1, cost):.0f} % of that it was running, for the rest it had not begun."
             )
-        out.append(Finding("waits", sentence, cost, _costly(p.cause[mine], p.ns[mine])))
+        twice = None if f < 0 else _scaling(np.where(of_task[:-1] == f, 0.5, 1.0))
+        out.append(
+            Finding("waits", sentence, cost, _costly(p.cause[mine], p.ns[mine]), "Making it twice as fast", twice)
+        )
     return free & False
 
 

@@ -68,30 +68,28 @@ def _task_table(profile: Profile, d: Decoded) -> pd.DataFrame:
     compute = d.lanes.role[d.lane] == records.COMPUTE
     at = np.nonzero((d.phase == records.EXECUTE) & compute & (d.task >= 0))[0]
     at = at[np.argsort(d.begin_ns[at], kind="stable")]
-    n_chains = int(d.chain.max(initial=-1)) + 1
     flat = np.nonzero(compute & (d.depth == 0) & (d.chain >= 0))[0]
     dur = d.end_ns - d.begin_ns
-
-    # A chain usually is one task; should it hold several, a phase counts for the task it names.
-    same = np.zeros(flat.size, np.int64)
-    chain = d.chain[flat]
-    owner = np.full(n_chains, -1, np.int64)
-    owner[d.chain[at]] = d.task[at]
-    same = owner[chain] == d.task[flat]
-    use = flat[same]
+    # A unit is what one task does in one go: neighbours of one chain that belong to the same task.
+    new = np.r_[True, (d.chain[flat[1:]] != d.chain[flat[:-1]]) | (d.task[flat[1:]] != d.task[flat[:-1]])]
+    unit = np.cumsum(new) if flat.size else np.zeros(0, np.int64)
+    n_units = int(unit.max(initial=0)) + 1
+    unit_of = np.zeros(d.phase.size, np.int64)  # unit 0: none
+    unit_of[flat] = unit
+    mine = unit_of[at]
 
     def total(phase: int) -> np.ndarray:
-        some = use[d.phase[use] == phase]
-        out: np.ndarray = np.bincount(d.chain[some], weights=dur[some], minlength=n_chains)
-        return out.astype(np.int64)[d.chain[at]]
+        some = flat[d.phase[flat] == phase]
+        out: np.ndarray = np.bincount(unit_of[some], weights=dur[some], minlength=n_units)
+        return np.where(mine > 0, out[mine], 0).astype(np.int64)
 
-    issue = np.full(n_chains, np.iinfo(np.int64).max)
-    done = np.full(n_chains, np.iinfo(np.int64).min)
-    start = np.full(n_chains, np.iinfo(np.int64).max)
-    np.minimum.at(issue, d.chain[use], d.begin_ns[use])
-    np.maximum.at(done, d.chain[use], d.end_ns[use])
-    begun = use[(d.phase[use] == records.EXECUTE) | (d.phase[use] == records.GATHER)]
-    np.minimum.at(start, d.chain[begun], d.begin_ns[begun])
+    issue = np.full(n_units, np.iinfo(np.int64).max)
+    done = np.full(n_units, np.iinfo(np.int64).min)
+    start = np.full(n_units, np.iinfo(np.int64).max)
+    np.minimum.at(issue, unit, d.begin_ns[flat])
+    np.maximum.at(done, unit, d.end_ns[flat])
+    begun = flat[(d.phase[flat] == records.EXECUTE) | (d.phase[flat] == records.GATHER)]
+    np.minimum.at(start, unit_of[begun], d.begin_ns[begun])
     task = d.task[at]
     known = task < profile.n_tasks
     safe = np.where(known, task, 0)
@@ -112,10 +110,10 @@ def _task_table(profile: Profile, d: Decoded) -> pd.DataFrame:
         "fetch_ns": total(records.FETCH),
         "gather_ns": total(records.GATHER),
         "signal_ns": total(records.SIGNAL),
-        "issue_ns": np.minimum(issue[d.chain[at]], d.begin_ns[at]),
-        "start_ns": np.minimum(start[d.chain[at]], d.begin_ns[at]),
+        "issue_ns": np.minimum(issue[mine], d.begin_ns[at]),
+        "start_ns": np.minimum(start[mine], d.begin_ns[at]),
         "signalled_ns": d.end_ns[at],
-        "done_ns": np.maximum(done[d.chain[at]], d.end_ns[at]),
+        "done_ns": np.maximum(done[mine], d.end_ns[at]),
         "truncated": d.truncated[at],
     }
     return pd.DataFrame(columns, copy=False)
