@@ -227,6 +227,10 @@ class Profile(Presented):
         kept = np.ascontiguousarray(rows[:, : abi.LANE.itemsize + capacity * abi.RECORD.itemsize]).reshape(-1)
         return Profile(**{**_fields(self), "lanes": kept, "lane_capacity": capacity})
 
+    def with_meta(self, **more: Any) -> Profile:
+        """The same recording with other entries in `meta`."""
+        return Profile(**{**_fields(self), "meta": {**self.meta, **more}})
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a `.mpkprof` file (the suffix is added if there is none) and return its path.
 

@@ -1,5 +1,6 @@
 """Frames: a profile's raw lanes as pandas tables, and how far they can be trusted."""
 
+from mpklab.frames.alignment import align, alignment
 from mpklab.frames.checks import NEVER, causality, grid, health, range_max, ranks, residual, verdict
 from mpklab.frames.records import Decoded, decode
 from mpklab.frames.tables import edges, events, operators, spans, tasks, workers
@@ -7,6 +8,8 @@ from mpklab.frames.tables import edges, events, operators, spans, tasks, workers
 __all__ = [
     "NEVER",
     "Decoded",
+    "align",
+    "alignment",
     "causality",
     "decode",
     "edges",

@@ -124,8 +124,8 @@ def health(profile: Profile) -> pd.DataFrame:
     rank, worker, role, sm · valid: its header is one · written, kept, dropped: records · wrapped: a ring that turned ·
     unmatched_begins, unmatched_ends · unknown: records that name nothing known · backward: stamps earlier than the one
     before · anchors: readings of the global timer · clock_hz: as fitted · residual_ns: what the fit leaves, the error
-    bar of times compared across workers · residual_max_ns · violations: tasks of this lane that started before a
-    producer's signal (see `causality`)
+    bar of times compared across workers · residual_max_ns · aligned_ns: by how much `align` moved it · violations:
+    tasks of this lane that started before a producer's signal (see `causality`)
     """
     d = decode(profile)
     lanes = d.lanes
@@ -148,6 +148,7 @@ def health(profile: Profile) -> pd.DataFrame:
             "clock_hz": 1e9 / d.fit.ns_per_cycle,
             "residual_ns": d.fit.residual_ns,
             "residual_max_ns": d.fit.residual_max_ns,
+            "aligned_ns": np.repeat(d.offsets, profile.lanes_per_worker),
             "violations": _check(profile)[1],
         }
     )

@@ -21,6 +21,7 @@ ITERATION, EXECUTE, WAIT, GATHER, FETCH, SIGNAL, STEP = (
 )
 PUSH, POP, OPERAND, GLOBAL_TIME = (int(getattr(abi.Phase, n)) for n in ("push", "pop", "operand", "global_time"))
 COMPUTE = int(abi.Role.compute)
+OFFSETS = "clock_offsets_ns"  # in Profile.meta: by how much `frames.align` moved each worker
 BACKWARD = 1 << 20  # a step back of at most this many cycles is a step back, not a turn of the clock
 
 
@@ -66,7 +67,8 @@ class Decoded:
 
     phase u8 (abi.Phase); task, event, iteration i32 (-1: none); begin_ns, end_ns i64 since the first stamp; truncated:
     the end was not recorded; chain i32: spans from one begin to its end share a number (the phases of one task, -1 for
-    an iteration); depth u8: 0 unless recorded inside another span of its lane. `zero_ns`: global time of the first stamp.
+    an iteration); depth u8: 0 unless recorded inside another span of its lane. offsets i64[ranks × workers]: what
+    `frames.align` added to the fitted clocks. `zero_ns`: global time of the first stamp.
     """
 
     lane: np.ndarray
@@ -81,6 +83,7 @@ class Decoded:
     depth: np.ndarray
     lanes: Lanes
     fit: clocks.Fit
+    offsets: np.ndarray
     zero_ns: int
 
 
@@ -121,7 +124,9 @@ def _decode(profile: Profile) -> Decoded:
     ticks = _turns(head, lanes["wrapped"], ticks, lane, first, marks, begin, end, clocks.header_rate(head, stated))
     marks = clocks.Anchors(marks.lane, ticks[t_of_value], marks.global_ns, marks.record)
     fit = clocks.fit(head, _merge(begin, marks, end), stated)
-    ns = np.rint(fit.offset_ns[lane] + ticks * fit.ns_per_cycle[lane])
+    offsets = _offsets(profile)
+    moved = fit.offset_ns + offsets[np.arange(n_lanes) // profile.lanes_per_worker]
+    ns = np.rint(moved[lane] + ticks * fit.ns_per_cycle[lane])
     ns = np.clip(ns, -(1 << 60), 1 << 60).astype(np.int64)
     zero = int(ns.min()) if ns.size else 0
     ns -= zero
@@ -162,8 +167,18 @@ def _decode(profile: Profile) -> Decoded:
             last_ns=np.where(first[1:] > first[:-1], ns[last], 0) if ns.size else none,
         ),
         fit=fit,
+        offsets=offsets,
         zero_ns=base + zero,
     )
+
+
+def _offsets(profile: Profile) -> np.ndarray:
+    """The shifts kept in the profile; none where they do not fit it, for a file may hold anything."""
+    n = profile.n_ranks * profile.n_workers
+    found = profile.meta.get(OFFSETS)
+    if isinstance(found, list) and len(found) == n and all(isinstance(x, int) and abs(x) < 1 << 40 for x in found):
+        return np.array(found, np.int64)
+    return np.zeros(n, np.int64)
 
 
 def _kept(profile: Profile, head: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
