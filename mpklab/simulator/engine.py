@@ -223,7 +223,7 @@ class _Engine:
         if at < len(queue):
             entry = queue[at]
             if isinstance(entry, Drain):
-                self._come_back(w, t)
+                self._later(t, _POP, w)  # also when t is now: what was pushed at this moment comes first
             else:
                 self.at[w] = at + 1
                 self._take(w, entry, t)
@@ -384,19 +384,12 @@ class _Engine:
                 ready += self._ready(event, it)
         return self._push(ready, it, t) if ready else t
 
-    def _come_back(self, w: int, t: float) -> None:
-        """A worker in a drain is free at t: see what is there when that time has come."""
-        if t > self.now:
-            self._later(t, _POP, w)
-        else:
-            self._drain(w)
-
     def _drain(self, w: int) -> None:
         t, drain = self.now, self.drains[w][self.at[w]]
         assert drain is not None
         happened = self._drain_ended(drain, self.iteration[w])
         if happened >= 0:
-            self._leave_drain(w, max(t, happened + self._drain_latency(drain)))
+            self._leave_drain(w, t, happened + self._drain_latency(drain))
             return
         if self.held[w]:
             task = self.held[w].popleft()
@@ -478,12 +471,13 @@ class _Engine:
             for w in list(pool.idle):
                 drain = self.drains[w][self.at[w]]
                 if drain is not None and drain.event == event and self._drain_ended(drain, self.iteration[w]) >= 0:
-                    since = pool.idle.pop(w)
-                    until = t + self._drain_latency(drain)
-                    self._note_pop(w, since, max(since, until))
-                    self._leave_drain(w, max(since, until))
+                    self._leave_drain(w, pool.idle.pop(w), t + self._drain_latency(drain))
 
-    def _leave_drain(self, w: int, t: float) -> None:
+    def _leave_drain(self, w: int, since: float, until: float) -> None:
+        """A worker that found nothing since some time hears that the drain is over."""
+        t = max(since, until)
+        if t > since:
+            self._note_pop(w, since, t)
         for pool in self.pools:
             pool.hungry.pop(w, None)
         self.at[w] += 1
