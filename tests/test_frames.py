@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lanes import LaneClock, Span, encode, record
 
 from mpklab import frames
+from mpklab.errors import ProfileError
 from mpklab.profile import Profile
 
 NAMES = [{"name": "layer0.a", "op": "linear", "layer": 0}, {"name": "layer1.b", "op": "add", "layer": 1}]
@@ -175,6 +176,14 @@ def test_events_workers_operators_edges_are_tables():
     assert frames.edges(profile)["edges"].tolist() == [2]
     causality = frames.causality(profile)
     assert causality["edges"].tolist() == [2]
+
+
+def test_tables_can_be_queried():
+    profile = profile_of(iteration(0, 0, [{"task": 0}, {"task": 2, "waits": [(1, 40)]}]))
+    assert frames.query(profile, "phase == 'wait' and dur_ns > 30")["task"].tolist() == [2]
+    assert len(frames.query(profile, "wait_ns == 0", "tasks")) == 1
+    with pytest.raises(ProfileError, match="did you mean 'tasks'"):
+        frames.query(profile, "wait_ns == 0", "task")
 
 
 def test_a_consumer_before_its_producer_is_found():

@@ -21,7 +21,7 @@ FORMATS = {
     ".csv": "the spans frame as text",
 }
 
-__all__ = ["FORMATS", "chrome_trace", "export", "perfetto_trace"]
+__all__ = ["FORMATS", "chrome_trace", "export", "perfetto_trace", "to_parquet"]
 
 
 def export(profile: Profile, path: str | os.PathLike[str], select: Sequence[int] = ()) -> Path:
@@ -49,6 +49,12 @@ def export(profile: Profile, path: str | os.PathLike[str], select: Sequence[int]
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def to_parquet(profile: Profile, path: str | os.PathLike[str]) -> Path:
+    """The spans frame as a Parquet file; the suffix is added if there is none."""
+    target = Path(path)
+    return export(profile, target if target.suffix else target.with_suffix(".parquet"))
 
 
 def _parquet(profile: Profile, part: Path) -> None:

@@ -3,7 +3,7 @@
 from mpklab.frames.alignment import align, alignment
 from mpklab.frames.checks import NEVER, causality, grid, health, range_max, ranks, residual, verdict
 from mpklab.frames.records import Decoded, decode
-from mpklab.frames.tables import edges, events, operators, spans, tasks, workers
+from mpklab.frames.tables import edges, events, operators, query, spans, tasks, workers
 
 __all__ = [
     "NEVER",
@@ -17,6 +17,7 @@ __all__ = [
     "grid",
     "health",
     "operators",
+    "query",
     "range_max",
     "ranks",
     "residual",

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mpklab import abi
+from mpklab.errors import ProfileError, suggest
 from mpklab.frames import records
 from mpklab.frames.records import Decoded, decode
 from mpklab.profile import Profile
@@ -235,6 +236,21 @@ def edges(profile: Profile) -> pd.DataFrame:
             "edges": np.array([(e["end"] - e["begin"]).sum() for e in profile.edges], np.int64),
         }
     )
+
+
+def query(profile: Profile, expression: str, table: str = "spans") -> pd.DataFrame:
+    """The rows of a table (spans, tasks, events, workers, operators, edges) for which a pandas expression holds."""
+    made = {
+        "spans": spans,
+        "tasks": tasks,
+        "events": events,
+        "workers": workers,
+        "operators": operators,
+        "edges": edges,
+    }
+    if table not in made:
+        raise ProfileError(f"query: no table is called {table!r}; {suggest(table, made)}")
+    return made[table](profile).query(expression)
 
 
 def ranges(begin: np.ndarray, counts: np.ndarray) -> np.ndarray:
