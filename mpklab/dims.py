@@ -20,7 +20,8 @@ class Dim(sympy.Symbol):
     def __new__(cls, name: str, max: int) -> Dim:
         if not isinstance(max, int) or max < 1:
             raise GraphError(f"Dim({name!r}, max={max!r}): the maximum must be a positive integer")
-        symbol = super().__new__(cls, name, integer=True, positive=True)
+        # Not Symbol's own __new__: it hands out one cached object per name, and two maxima would share it.
+        symbol = sympy.Symbol.__xnew__(cls, name, integer=True, positive=True)
         symbol.max = max
         return symbol
 

@@ -7,6 +7,7 @@ later from the boxes their tiles touch.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -237,6 +238,10 @@ def _expression(text: str, dims: Mapping[str, Dim]) -> sympy.Expr:
 def _check(graph: Graph) -> None:
     ready = {n for n, t in graph.tensors.items() if t.role in ("input", "weight", "state")}
     names: set[str] = set()
+    for a, b in itertools.pairwise(graph.dims):
+        if str(a) == str(b):
+            low, high = sorted((a.max, b.max))
+            raise GraphError(f"the dim {str(a)!r} has two maxima, {low} and {high}; use one Dim for both")
     for name, t in graph.tensors.items():
         if name != t.name:
             raise GraphError(f"tensor {t.name!r} is filed under {name!r}")
@@ -278,7 +283,7 @@ def _check(graph: Graph) -> None:
         for k in o.outputs:
             t = graph.tensors[o.operands[k]]
             if t.role in ("input", "weight"):
-                raise GraphError(f"{o.name} ({o.op}): {k} would write {t.name!r}, an {t.role}")
+                raise GraphError(f"{o.name} ({o.op}): {k} would write {t.name!r}, whose role is {t.role}")
             ready.add(t.name)
 
 
