@@ -655,8 +655,10 @@ export function mountDag(el, meta, columns, host = {}) {
       if (v < 0) return;
       lines.push(`${c.name} ${c.name.endsWith("_ns") ? exactNs(v) : formatCount(v)}`);
     });
-    const before = predecessors(model, task).filter(({ set }) => set.kind === "raw" && !set.lag);
-    if (before.length) lines.push(`after ${before.slice(0, 3).map(({ set, a, b }) => `${b - a} of ${clip(model.ops[set.producer].name, 40)}`).join(", ")}${before.length > 3 ? " …" : ""}`);
+    const before = new Map(); // by producer: two tensors of one operator are one reason to wait
+    for (const { set, a, b } of predecessors(model, task)) if (set.kind === "raw" && !set.lag) before.set(set.producer, Math.max(b - a, before.get(set.producer) ?? 0));
+    const told = [...before].map(([producer, n]) => `${n} of ${clip(model.ops[producer].name, 40)}`);
+    if (told.length) lines.push(`after ${told.slice(0, 3).join(", ")}${told.length > 3 ? " …" : ""}`);
     return lines;
   }
   function linesForPlace(place) {

@@ -481,7 +481,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
       }
       if (b % every) continue;
       context.fillStyle = css(cursor?.row.lane.band === band || hover?.band === band ? theme.fg : theme.muted);
-      context.fillText(band.sm >= 0 ? `w${band.worker} · ${meta.place} ${band.sm}` : `worker ${band.worker}`, plot.x - 6, y + Math.min(bandHeight / 2, 20), plot.x - 8);
+      context.fillText(band.sm >= 0 ? `w${band.worker} · ${meta.place} ${band.sm}` : `worker ${band.worker}`, plot.x - 6, Math.max(y + Math.min(bandHeight / 2, 20), plot.y + 6), plot.x - 8);
     }
     context.restore();
   }
