@@ -22,12 +22,13 @@ from mpklab.models import Model
 from mpklab.models.catalog import SHIPPED
 from mpklab.run import Kernel, build
 from mpklab.schedule import POLICIES, assign
-from mpklab.tasks import Plan, lower
+from mpklab.tasks import lower
 
 WORKERS = (1, 2, 3, 8)
 LEVELS = (0, 1, 2, 3)
 DTYPES = ("float32", "bfloat16")
 ERROR_RATIO = 1.2  # bfloat16 logits may be off by this much of what torch's own bfloat16 is off by
+FEW = 500  # positions; with fewer the mean square hangs on one or two (the first token's, mostly) and decides nothing
 BIT_PROMPTS = 3  # equal bits are compared on so many prompts: state and logits say more than tokens
 # Plain text, so that continuations run on instead of ending after a sentence; the lengths differ on purpose.
 PROMPTS = (
@@ -133,9 +134,11 @@ def tokens_equal(
 ) -> Iterator[Check]:
     """Greedy tokens against transformers' own, for every worker count (each with the plan it would choose) and policy."""
     expected, margins = greedy(model.to_transformers("float32"), ids, tokens)
+    graph = model.decode_graph(context=context)
     for count in workers:
+        tasks = lower(graph, Machine.cpu(count))
         for policy in policies:
-            kernel = make(model, context, count, policy)
+            kernel = build(assign(tasks, policy=policy), weights=model)
             same, finding = 0, ""
             for number, prompt in enumerate(ids):
                 found = kernel.generate(prompt, tokens).tokens
@@ -158,13 +161,15 @@ def bits_equal(
     model: Model, ids: list[list[int]], tokens: int, context: int, workers: Sequence[int], policies: Sequence[str]
 ) -> Iterator[Check]:
     """One plan: logits, caches and tokens have the same bits whoever runs what, and whatever is recorded."""
-    dtype, plan = model.config.dtype, lower(decode(model, context), Machine.cpu(2)).plan
-    kernel = make(model, context, 2, policies[0], plan)
+    dtype, graph = model.config.dtype, model.decode_graph(context=context)
+    tasks = lower(graph, Machine.cpu(2))
+    kernel = build(assign(tasks, policy=policies[0]), weights=model)
     expected = [digest(kernel, prompt, tokens) for prompt in ids]
     compared = f"{len(ids)} prompts, every state and output"
     for count in workers:
+        again = lower(graph, Machine.cpu(count), tasks.plan)
         for policy in policies:
-            other = make(model, context, count, policy, plan)
+            other = build(assign(again, policy=policy), weights=model)
             same = [digest(other, prompt, tokens) == e for prompt, e in zip(ids, expected, strict=True)]
             yield Check("bits, equal plan", dtype, str(count), policy, compared, all(same))
     same = [digest(kernel, p, tokens, level) == e for p, e in zip(ids, expected, strict=True) for level in LEVELS[1:]]
@@ -176,38 +181,39 @@ def bits_equal(
 def teacher_forced(model: Model, ids: list[list[int]], tokens: int, context: int, workers: int, policy: str) -> Check:
     """Every token is given, and the logits behind it compared with float32 arithmetic on the same (rounded) weights.
 
-    The bound is what torch's bfloat16 is off by. Where the first token leads by more than the largest error, ours must
-    be the same.
+    The bound is what torch's bfloat16 is off by: for a typical position (the median), and over all of them together
+    where there are many. Where the first token leads by more than the largest error, ours must be the same.
     """
     exact, peer = model.to_transformers("float32"), model.to_transformers("bfloat16")
     texts, _ = greedy(exact, ids, tokens)
-    kernel = make(model, context, workers, policy)
-    squares, counts = {"ours": 0.0, "torch": 0.0}, 0
-    decided = agreed = agreed_all = torch_all = positions = 0
+    tasks = lower(model.decode_graph(context=context), Machine.cpu(workers))
+    kernel = build(assign(tasks, policy=policy), weights=model)
+    rms: dict[str, list[torch.Tensor]] = {"ours": [], "torch": []}
+    decided = agreed = ours_all = torch_all = 0
     for prompt, more in zip(ids, texts, strict=True):
         sequence = (prompt + more)[:context]
         wanted = exact(input_ids=torch.tensor([sequence])).logits[0].float()
-        errors = {
-            "torch": peer(input_ids=torch.tensor([sequence])).logits[0].float() - wanted,
-            "ours": forced(kernel, sequence) - wanted,
-        }
-        for name, error in errors.items():
-            squares[name] += float(error.double().square().sum())
-        counts += wanted.numel()
-        bound = ERROR_RATIO * float(errors["torch"].abs().max())
-        best = wanted.topk(2, -1).values
-        clear = best[:, 0] - best[:, 1] > bound
-        same = (wanted + errors["ours"]).argmax(-1) == wanted.argmax(-1)
+        theirs = peer(input_ids=torch.tensor([sequence])).logits[0].float()
+        ours = forced(kernel, sequence)
+        rms["ours"].append((ours - wanted).double().square().mean(-1).sqrt())
+        rms["torch"].append((theirs - wanted).double().square().mean(-1).sqrt())
+        bound = ERROR_RATIO * float((theirs - wanted).abs().max())
+        best = wanted.topk(2, -1)
+        clear = best.values[:, 0] - best.values[:, 1] > bound
+        same = ours.argmax(-1) == best.indices[:, 0]
         decided, agreed = decided + int(clear.sum()), agreed + int((same & clear).sum())
-        agreed_all, positions = agreed_all + int(same.sum()), positions + len(sequence)
-        torch_all += int(((wanted + errors["torch"]).argmax(-1) == wanted.argmax(-1)).sum())
-    root = {name: (value / counts) ** 0.5 for name, value in squares.items()}
-    ratio = root["ours"] / root["torch"]
+        ours_all += int(same.sum())
+        torch_all += int((theirs.argmax(-1) == best.indices[:, 0]).sum())
+    errors = {name: torch.cat(parts) for name, parts in rms.items()}
+    positions = len(errors["ours"])
+    typical, whole = ({k: float(f(e)) for k, e in errors.items()} for f in (torch.median, _root_mean_square))
+    ratios = typical["ours"] / typical["torch"], whole["ours"] / whole["torch"]
+    holds = agreed == decided and ratios[0] <= ERROR_RATIO and (positions < FEW or ratios[1] <= ERROR_RATIO)
     finding = (
-        f"rms error {root['ours']:.4f}, torch {root['torch']:.4f}, ratio {ratio:.3f} (at most {ERROR_RATIO}); "
-        f"{agreed} of {decided} clear tokens agree, {agreed_all} of all (torch: {torch_all})"
+        f"error of a position's logits: {typical['ours']:.3f} (torch {typical['torch']:.3f}, ratio {ratios[0]:.2f}), root "
+        f"mean square of all {whole['ours']:.3f} ({whole['torch']:.3f}, {ratios[1]:.2f}); at most {ERROR_RATIO} × torch's. "
+        f"{agreed} of {decided} clear tokens agree; of all {ours_all} (torch {torch_all})"
     )
-    holds = ratio <= ERROR_RATIO and agreed == decided
     compared = f"{len(ids)} prompts, {positions} positions"
     return Check("logits, teacher-forced", "bfloat16", str(workers), policy, compared, holds, finding)
 
@@ -228,16 +234,6 @@ def prompt_ids(model: Model, text: str, number: int) -> list[int]:
         return model.tokenizer.encode(text, chat=False)
     draw = random.Random(number)
     return [draw.randrange(model.config.vocab) for _ in range(1 + len(text) // 4)]
-
-
-def decode(model: Model, context: int) -> Any:
-    return model.decode_graph(context=context)
-
-
-def make(model: Model, context: int, workers: int, policy: str, plan: Plan | None = None) -> Kernel:
-    """A kernel for so many workers, by its own plan or by one made for another number."""
-    tasks = lower(decode(model, context), Machine.cpu(workers), plan)
-    return build(assign(tasks, policy=policy), weights=model)
 
 
 @torch.inference_mode()
@@ -283,6 +279,10 @@ def forced(kernel: Kernel, sequence: list[int]) -> torch.Tensor:
         session.launch(1)
         rows.append(t["logits"][0].float().clone())
     return torch.stack(rows)
+
+
+def _root_mean_square(values: torch.Tensor) -> torch.Tensor:
+    return values.square().mean().sqrt()
 
 
 def _number(text: str, option: str) -> int:
