@@ -50,9 +50,10 @@ _PAPERS = {
   volume  = {17}, number = {12}, pages = {685--690}, year = {1974}
 }""",
     "events": """@misc{eventtensor,
-  title         = {Event Tensor},
+  title         = {Event Tensor: A Unified Abstraction for Compiling Dynamic Megakernel},
   archiveprefix = {arXiv},
-  eprint        = {2604.13327}
+  eprint        = {2604.13327},
+  year          = {2026}
 }""",
 }
 

@@ -37,7 +37,9 @@ def steady_state(profile: Profile, by: str = "task", skip: int | None = None) ->
     else:
         groups = t.set_index("task")["dur_ns"].groupby(level="task")
     median = groups.median()
-    distance = groups.apply(lambda x: float(np.median(np.abs(x.to_numpy() - np.median(x.to_numpy())))))
+    key = "op" if by == "op" else "task"
+    away = (groups.obj - groups.transform("median")).abs()
+    distance = away.groupby(level=key, observed=True).median()
     out = pd.DataFrame(
         {
             "n": groups.size(),

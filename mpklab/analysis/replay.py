@@ -101,8 +101,12 @@ def _costs(profile: Profile, seen: Observed, costs: Costs) -> Costs:
     w = waits(profile)
     w = w[w["rank"] == seen.rank]
     late = (w["latency_ns"] - w["publish_ns"])[w["waited"]]
-    looked = w.loc[~w["waited"], "dur_ns"]
     handoff = float(late.mean()) if len(late) else 0.0
+    # What a wait costs whose event lies so far back that its signal has long been seen.
+    past = (w["happened_ns"] != NEVER) & (
+        w["begin_ns"] - w["happened_ns"].where(w["happened_ns"] != NEVER, 0) > 2 * handoff
+    )
+    looked = w.loc[past, "dur_ns"]
     d = decode(profile)
     steps = np.nonzero((d.phase == records.STEP) & (d.lanes.rank[d.lane] == seen.rank))[0]
     published, by = publication(profile, seen)
