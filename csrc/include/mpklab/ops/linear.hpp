@@ -129,6 +129,7 @@ struct Linear {
 
   // Weight rows [n, n + count) times every live row. The weights are read from memory once, in order.
   static void multiply(const Context& c, int n, int count, const float* x, int rows, float (*y)[lanes]) {
+    if (rows > Rows) __builtin_unreachable();
     Floats partial[Rows][lanes];
     int i = 0;
     if constexpr (Rows > 1)
