@@ -22,7 +22,8 @@ MAX_SLOTS = 12  # operand slots of one task
 MAX_WAITS = 8  # waits, and signals, of one task
 MAX_DIMS = 8  # run-time sizes in StepControl
 ARG_BITS = 24  # what a record can say beside its clock
-NO_WORD = 0xFFFFFFFF  # a wait whose need is a constant
+NO_WORD = 0xFFFFFFFF  # a wait whose need is a constant; a drain that lasts until the iteration is over
+MAX_HELD = 8  # tasks that a worker holds: the one it runs and those it popped ahead
 
 
 class DType(enum.IntEnum):
@@ -71,6 +72,14 @@ class EntryKind(enum.IntEnum):
 
     task = 0
     drain = 1  # run tasks of a pool until an event happened
+
+
+class Steps(enum.IntEnum):
+    """Who says that the next iteration may begin."""
+
+    none = 0  # nobody: every worker counts iterations itself
+    task = 1  # a task publishes StepControl
+    last = 2  # whoever ends the last task of an iteration publishes it
 
 
 class Role(enum.IntEnum):
@@ -150,10 +159,29 @@ SIGNAL = _struct(("event", "<u4"), ("weight", "<u2"), ("scope", "u1"), ("rank", 
 EVENT = _struct(
     ("need", "<i4"),
     ("word", "<u4"),
-    ("tasks", "<u4"),  # first index into the triggered-task list (dynamic mode)
+    ("tasks", "<u4"),  # first index into Launch.triggered: what its completion hands out
     ("n_tasks", "<u4"),
 )
-ENTRY = _struct(("task", "<u4"), ("kind", "<u2"), ("pool", "<u2"))
+ENTRY = _struct(
+    ("task", "<u4"),  # of a drain: the event that ends it, or NO_WORD for the end of the iteration
+    ("kind", "<u2"),
+    ("pool", "<u2"),  # of a drain: the first ring that the worker pops from
+)
+TRIGGER = _struct(
+    ("task", "<u4"),
+    ("ring", "<u2"),
+    ("waits", "<u2"),  # events of this iteration that the task waits for: the last of them pushes it
+)
+RING = _struct(
+    ("head", "<u4"),  # tasks popped since the launch
+    ("pad0", "<u4", 15),
+    ("tail", "<u4"),  # tasks pushed
+    ("pad1", "<u4", 15),
+    ("base", "<u4"),  # first word in Launch.ready
+    ("mask", "<u4"),  # capacity - 1, of a power of two
+    ("tasks", "<u4"),  # pushed in each iteration
+    ("pad2", "<u4", 13),
+)
 SLOT = _struct(
     ("base", "<u8"),
     ("segments", "<u8"),  # Segment[n_segments], or 0 when the tensor lies in one piece at base
@@ -192,6 +220,10 @@ CONTROL = _struct(
     ("pad0", "<u4", 15),
     ("abort", "<u4"),
     ("pad1", "<u4", 15),
+    ("finished", "<u4"),  # tasks ended since the launch, where Launch.steps is `last`
+    ("pad2", "<u4", 15),
+    ("readers", "<u4", 2),  # by parity: workers that have read a StepControl since the launch, where there are pools
+    ("pad3", "<u4", 14),
     ("step", STEP, 2),  # by parity of the iteration
 )
 HOST = _struct(
@@ -225,7 +257,7 @@ LAUNCH = _struct(
     ("waits", "<u8"),
     ("signals", "<u8"),
     ("events", "<u8"),
-    ("triggered", "<u8"),
+    ("triggered", "<u8"),  # Trigger rows: those that open an iteration, then those of each event
     ("entries", "<u8"),
     ("queues", "<u8"),  # u32[n_tables * n_workers + 1]: where each queue begins in entries
     ("slots", "<u8"),
@@ -234,7 +266,10 @@ LAUNCH = _struct(
     ("control", "<u8"),
     ("host", "<u8"),
     ("lanes", "<u8"),  # per lane a LANE and lane_capacity records
-    ("pools", "<u8"),
+    ("pools", "<u8"),  # Ring[n_rings], or 0 where all tasks stand in queues
+    ("ready", "<u8"),  # u32: the rings' slots, task + 1 or 0
+    ("pending", "<u8"),  # u32 per task: events it waits for that have happened, over all iterations
+    ("promised", "<u8"),  # u32[n_events * EVENT_STRIDE]: signals whose tasks were popped, or 0 without early push
     ("wait_limit", "<u8"),  # in the device's clock
     ("n_workers", "<u4"),
     ("n_tables", "<u4"),
@@ -247,13 +282,17 @@ LAUNCH = _struct(
     ("table", "<u4"),
     ("lane_capacity", "<u4"),
     ("lanes_per_worker", "<u4"),
-    ("steps", "<u4"),  # 1: a task publishes StepControl; 0: every worker counts iterations itself
+    ("steps", "<u4"),  # Steps
     ("prefetch", "<u4"),
     ("ring_bytes", "<u4"),
     ("scratch_bytes", "<u4"),
     ("level", "<u4"),
     ("window_skip", "<u4"),  # iterations before recording starts
     ("window_record", "<u4"),  # iterations recorded, 0 for all
+    ("n_rings", "<u4"),
+    ("ring_classes", "<u4"),  # rings of one queue, by falling priority
+    ("n_opening", "<u4"),  # tasks that wait for nothing of their iteration
+    ("pop_ahead", "<u4"),
     ("dims", "<i4", MAX_DIMS),
 )
 
@@ -263,6 +302,8 @@ STRUCTS: dict[str, np.dtype] = {
     "Signal": SIGNAL,
     "Event": EVENT,
     "Entry": ENTRY,
+    "Trigger": TRIGGER,
+    "Ring": RING,
     "Segment": SEGMENT,
     "Slot": SLOT,
     "Step": STEP,
@@ -280,6 +321,7 @@ ENUMS: tuple[type[enum.IntEnum] | type[enum.IntFlag], ...] = (
     Handoff,
     TaskFlag,
     EntryKind,
+    Steps,
     Role,
     Kind,
     Phase,
@@ -294,6 +336,7 @@ CONSTANTS = {
     "max_dims": MAX_DIMS,
     "arg_bits": ARG_BITS,
     "no_word": NO_WORD,
+    "max_held": MAX_HELD,
 }
 
 _C_TYPES = {

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mpklab import abi
 from mpklab.errors import BuildError
 from mpklab.ops import REGISTRY
-from mpklab.schedule import Schedule
+from mpklab.schedule import ITERATION, Schedule
 
 Table = npt.NDArray[np.void]
 
@@ -42,11 +42,20 @@ class Tables:
     queues: npt.NDArray[np.uint32]
     slots: tuple[str, ...]
     workers: int
-    steps: bool
+    steps: int
+    triggered: Table
+    rings: Table
+    opening: int
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for t in (self.tasks, self.waits, self.signals, self.events, self.entries, self.queues))
+        tables = (self.tasks, self.waits, self.signals, self.events, self.entries, self.queues, self.triggered)
+        return sum(t.nbytes for t in tables)
+
+    @property
+    def ready_slots(self) -> int:
+        """Words in all rings."""
+        return int((self.rings["mask"].astype(np.int64) + 1).sum()) if len(self.rings) else 0
 
 
 def emit(schedule: Schedule, level: int | None = None) -> Source:
@@ -89,7 +98,9 @@ def device_settings(settings: Any) -> dict[str, int]:
 
 def _device_entry(settings: Any, level: int) -> list[str]:
     s = device_settings(settings)
-    arguments = f"Kernel, {level}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}"
+    arguments = (
+        f"Kernel, {level}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}"
+    )
     return [
         f'extern "C" __global__ void __launch_bounds__(mpk::threads<{s["consumer_warps"]}>(), 1)',
         "mpk_kernel(const __grid_constant__ mpk::Launch launch) {",
@@ -134,12 +145,59 @@ def pack(schedule: Schedule) -> Tables:
     events = np.zeros(len(tasks.need), abi.EVENT)
     events["need"], events["word"] = tasks.need, abi.NO_WORD
 
-    entries = np.zeros(n, abi.ENTRY)
-    entries["task"] = np.lexsort((schedule.position, schedule.worker))
-    queues = np.concatenate([[0], np.cumsum(np.bincount(schedule.worker, minlength=schedule.workers))])
+    entries, lengths = _entries(schedule)
+    queues = np.concatenate([[0], np.cumsum(lengths)])
+    steps = abi.Steps.task if tasks.step_task >= 0 else abi.Steps.none
+    if schedule.handout is not None and steps == abi.Steps.none:
+        steps = abi.Steps.last
+    triggered, rings, opening = _pools(schedule, events)
     return Tables(
-        table, waits, signals, events, entries, queues.astype(np.uint32), names, schedule.workers, tasks.step_task >= 0
-    )
+        table, waits, signals, events, entries, queues.astype(np.uint32), names, schedule.workers, int(steps), triggered,
+        rings, opening,
+    )  # fmt: skip
+
+
+def _entries(schedule: Schedule) -> tuple[Table, list[int]]:
+    """Every queue's entries, one queue after the other, and how many each has. A drain stands before its task."""
+    rows: list[tuple[int, int, int]] = []
+    lengths = []
+    for w, queue in enumerate(schedule.queues):
+        drains = list(schedule.drains[w]) if schedule.drains else []
+        before = len(rows)
+        for position, task in enumerate([*queue.tolist(), None]):
+            while drains and drains[0].position == position:
+                event = drains.pop(0).event
+                word = abi.NO_WORD if event == ITERATION else event
+                rows.append((word, int(abi.EntryKind.drain), schedule.first_ring(w)))
+            if task is not None:
+                rows.append((task, int(abi.EntryKind.task), 0))
+        lengths.append(len(rows) - before)
+    return np.array(rows, abi.ENTRY), lengths
+
+
+def _pools(schedule: Schedule, events: Table) -> tuple[Table, Table, int]:
+    """What each event hands out (noted in `events`), the rings it goes to, and how many tasks open an iteration."""
+    tasks, ring = schedule.tasks, schedule.ring
+    rings = np.zeros(schedule.n_rings, abi.RING)
+    if schedule.handout is None:
+        return np.zeros(0, abi.TRIGGER), rings, 0
+    _fits("rings", len(rings), 1 << 16)
+    rings["tasks"] = np.bincount(ring[schedule.pool], minlength=len(rings))
+    # All of an iteration's tasks are popped before the next one's are pushed, so one iteration's must fit.
+    capacity = 1 << np.ceil(np.log2(np.maximum(rings["tasks"], 1))).astype(np.int64)
+    rings["mask"], rings["base"] = capacity - 1, np.cumsum(capacity) - capacity
+    consumer = np.repeat(np.arange(len(tasks)), np.diff(tasks.wait_first))
+    now = (tasks.wait_lag == 0) & (schedule.worker[consumer] < 0)
+    count = np.bincount(consumer[now], minlength=len(tasks))
+    opening = schedule.pool[count[schedule.pool] == 0]
+    order = np.lexsort((consumer[now], tasks.wait_event[now]))
+    handed_out = np.concatenate([opening, consumer[now][order]])
+    triggered = np.zeros(len(handed_out), abi.TRIGGER)
+    triggered["task"], triggered["ring"], triggered["waits"] = handed_out, ring[handed_out], count[handed_out]
+    per_event = np.bincount(tasks.wait_event[now], minlength=len(events))
+    events["n_tasks"] = per_event
+    events["tasks"] = len(opening) + np.cumsum(per_event) - per_event
+    return triggered, rings, len(opening)
 
 
 def _fits(what: str, count: int, limit: int) -> None:

@@ -3,6 +3,9 @@
 A static schedule is executed once on vector clocks for two iterations: a task's clock says, for each worker, how many
 entries of its queue surely ended before the task starts (Mattern 1989, Fidge 1988). Then every edge that the boxes
 imply is looked up in the clocks. The boxes, not the events, say what must be ordered, so a wrong event cannot hide.
+
+Where tasks are handed out at run time, no order of the pool is known, so only events count: a task comes after another
+if the events it waits for lead back to it. Iterations follow one another as a whole there, so one is enough.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy.typing as npt
 from mpklab.abi import Handoff
 from mpklab.errors import ScheduleError
 from mpklab.ops import REGISTRY
-from mpklab.schedule import Schedule, checked
+from mpklab.schedule import Schedule, checked, in_order
 from mpklab.tasks import EdgeSet, TaskGraph
 
 IntArray = npt.NDArray[np.int64]
@@ -48,6 +51,16 @@ def verify(schedule: Schedule) -> Schedule:
         return schedule
     checked(schedule)
     _check_counts(schedule)
+    if schedule.handout is not None:
+        _check_pool(schedule)
+    else:
+        _check_queues(schedule)
+    proved = replace(schedule)
+    object.__setattr__(proved, "verified", True)
+    return proved
+
+
+def _check_queues(schedule: Schedule) -> None:
     clocks = vector_clocks(schedule)
     step = schedule.tasks.step_task
     if step >= 0:
@@ -58,9 +71,6 @@ def verify(schedule: Schedule) -> Schedule:
         if edges.lag == 1 and step >= 0:
             continue  # everything of an iteration ends before the step, everything of the next starts after it
         _check_edges(schedule, clocks, edges)
-    proved = replace(schedule)
-    object.__setattr__(proved, "verified", True)
-    return proved
 
 
 def _check_counts(schedule: Schedule) -> None:
@@ -236,6 +246,154 @@ def _check_edges(schedule: Schedule, clocks: Clocks, edges: EdgeSet) -> None:
             at = producers[schedule.worker[producers] == w]
             missed = at[clocks.done[0, at] > clocks.start[epoch, consumers[c], w]]
             raise _race(tasks, schedule, edges, int(missed[0]), int(consumers[c]))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What surely ended before each task starts: tasks of the pool, as bits (by their place in `Schedule.pool`), and
+    how many entries of each worker's queue, as clocks of one epoch."""
+
+    pool: list[int]
+    clocks: Clocks
+
+
+def reach(schedule: Schedule) -> Reach:
+    """Follow the events, drains and queues of one iteration; ScheduleError where they form a circle, or where a worker
+    may wait outside a drain for tasks of the pool.
+
+    That is what makes hanging impossible, however tasks are popped. Suppose nobody can go on, and take any unfinished
+    task and all that must end before it. If none of that is of the pool, the first of it in order stands at the head of
+    its worker's queue and can run. So there is a first task of the pool whose events have all happened; it was pushed,
+    and its ring's workers are all outside drains. But a worker outside a drain waits only for tasks of queues, of which
+    again the first can run. Early push adds tasks that were popped before their events happened; of those and the
+    tasks of queues that passed their waits, the one that did so first has nothing before it on its worker, which
+    computes in the order it pops, and all it waits for did so earlier and has ended, so it can run.
+    """
+    tasks, queues, workers = schedule.tasks, schedule.queues, schedule.workers
+    n = len(tasks)
+    counted = schedule.handoff != Handoff.worker
+    order = in_order(tasks, queues, schedule.drains, counted)
+    if len(order) < n:
+        raise _circle(schedule, order)
+    bit = {int(task): 1 << i for i, task in enumerate(schedule.pool)}
+    before = [0] * n
+    mixed = len(bit) < n
+    width = workers if mixed else 1
+    same: dict[tuple[int, ...], int] = {}  # one integer for all tasks with equal waits: they are compared by identity
+    start, done = np.zeros((1, n, width), np.int32), (schedule.position + 1)[None]
+    event_pool, event_clock = [0] * len(tasks.need), np.zeros((len(tasks.need), width), np.int32)
+    known_pool, known = [0] * workers, np.zeros((workers, width), np.int32)
+    wait_first, signal_first = tasks.wait_first.tolist(), tasks.signal_first.tolist()
+    wait_event = np.where((tasks.wait_lag == 0) & counted, tasks.wait_event, -1).tolist()
+    signal_event, worker = tasks.signal_event.tolist(), schedule.worker.tolist()
+    drains: dict[int, list[int]] = {}
+    for queue, row in zip(queues, schedule.drains, strict=True):
+        for drain in row[:-1]:
+            if drain.position < len(queue):
+                drains.setdefault(int(queue[drain.position]), []).append(drain.event)
+    for task in order:
+        w = worker[task]
+        waits = [e for e in wait_event[wait_first[task] : wait_first[task + 1]] if e >= 0]
+        ended = known_pool[w] if w >= 0 else 0
+        if w >= 0:
+            for event in drains.get(task, ()):
+                ended |= event_pool[event]
+                np.maximum(known[w], event_clock[event], out=known[w])
+            awaited = ended
+            for event in waits:
+                awaited |= event_pool[event]
+            if awaited != ended:
+                raise _outside(schedule, task, awaited & ~ended)
+            for event in waits:
+                np.maximum(known[w], event_clock[event], out=known[w])
+            start[0, task], known_pool[w] = known[w], ended
+            known[w, w] = schedule.position[task] + 1
+            clock = known[w]
+        else:
+            key = tuple(waits)
+            if key not in same:
+                for event in waits:
+                    ended |= event_pool[event]
+                same[key] = ended
+            ended = same[key]
+            clock = start[0, task]
+            for event in waits if mixed else ():
+                np.maximum(clock, event_clock[event], out=clock)
+        before[task] = ended
+        ended |= bit.get(task, 0)
+        for event in signal_event[signal_first[task] : signal_first[task + 1]]:
+            event_pool[event] |= ended
+            if mixed:
+                np.maximum(event_clock[event], clock, out=event_clock[event])
+    return Reach(before, Clocks(start, done))
+
+
+def _check_pool(schedule: Schedule) -> None:
+    tasks = schedule.tasks
+    known = reach(schedule)
+    step = tasks.step_task
+    if step >= 0:
+        if len(schedule.pool) < len(tasks):
+            _check_step(schedule, known.clocks, step)
+        late = ~known.pool[step] & ((1 << len(schedule.pool)) - 1)
+        own = np.searchsorted(schedule.pool, step)
+        late &= ~(1 << int(own)) if schedule.worker[step] < 0 else -1
+        if late:
+            task = int(schedule.pool[_lowest(late)])
+            raise ScheduleError(
+                f"{tasks.task_name(step)} publishes the next step, but {tasks.task_name(task)} of the pool may still be "
+                "running: no path of events leads from it to the step",
+                Finding("step", step, task),
+            )
+    place = np.concatenate([[0], np.cumsum(schedule.worker < 0)]).tolist()  # of each task id in the pool
+    proved: set[tuple[int, int, int]] = set()
+    for edges in tasks.edges:
+        if edges.lag == 1:
+            continue  # iterations follow one another as a whole
+        p0, c0 = int(tasks.first[edges.producer]), int(tasks.first[edges.consumer])
+        for tile, (begin, end) in enumerate(zip(edges.begin.tolist(), edges.end.tolist(), strict=True)):
+            first, last = place[p0 + begin], place[p0 + end]
+            ended = known.pool[c0 + tile]
+            key = (id(ended), first, last)
+            if end <= begin or first == last or key in proved:
+                continue
+            late = ~(ended >> first) & ((1 << (last - first)) - 1)
+            if late:
+                raise _race(tasks, schedule, edges, int(schedule.pool[first + _lowest(late)]), c0 + tile)
+            proved.add(key)
+        if len(schedule.pool) < len(tasks):
+            _check_edges(schedule, known.clocks, edges)
+
+
+def _lowest(bits: int) -> int:
+    return (bits & -bits).bit_length() - 1
+
+
+def _circle(schedule: Schedule, order: list[int]) -> ScheduleError:
+    tasks = schedule.tasks
+    left = np.ones(len(tasks), bool)
+    left[order] = False
+    task = int(left.argmax())
+    signaller = np.repeat(np.arange(len(tasks)), np.diff(tasks.signal_first))
+    at = slice(int(tasks.wait_first[task]), int(tasks.wait_first[task + 1]))
+    events = tasks.wait_event[at][tasks.wait_lag[at] == 0]
+    late = signaller[np.isin(tasks.signal_event, events) & left[signaller]]
+    after = f", among others for {tasks.task_name(int(late[0]))}" if len(late) else ""
+    return ScheduleError(
+        f"the schedule would hang: {left.sum()} tasks wait for each other in a circle; {tasks.task_name(task)} "
+        f"({schedule.place(task)}) waits{after}",
+        Finding("hang", task, int(late[0]) if len(late) else -1),
+    )
+
+
+def _outside(schedule: Schedule, task: int, missing: int) -> ScheduleError:
+    tasks, late = schedule.tasks, int(schedule.pool[_lowest(missing)])
+    return ScheduleError(
+        f"the schedule may hang: {tasks.task_name(task)} ({schedule.place(task)}) waits for {tasks.task_name(late)} of the "
+        "pool outside a drain, where its worker cannot run what is pushed; a drain until an event behind that task must "
+        "stand before it",
+        Finding("hang", task, late),
+    )
 
 
 _WHY = {

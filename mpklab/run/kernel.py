@@ -70,7 +70,8 @@ class DeviceTables:
     memory: dict[str, Memory]
 
     @property
-    def steps(self) -> bool:
+    def steps(self) -> int:
+        """abi.Steps"""
         return self.tables.steps
 
 
@@ -148,7 +149,7 @@ class Kernel(Presented):
     def _device_tables(self) -> DeviceTables:
         tables = pack(self.schedule)
         on = "cuda" if self.backend == "cuda" else "cpu"
-        names = ("tasks", "waits", "signals", "events", "entries", "queues")
+        names = ("tasks", "waits", "signals", "events", "entries", "queues", "triggered")
         return DeviceTables(tables, {name: Memory(getattr(tables, name), on) for name in names})
 
     def device_tables(self) -> DeviceTables:

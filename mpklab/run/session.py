@@ -60,6 +60,7 @@ class LaunchMemory:
     host: Memory
     lanes: Memory | None
     roles: int
+    counters: torch.Tensor
     kept: tuple[Any, ...]
 
 
@@ -191,7 +192,7 @@ class Session:
             kernel.last_profile = profile_value
         fault = host_view["fault"][0]
         if int(fault["state"]):
-            raise self._deadlock(fault, limit, drop_signals)
+            raise self._deadlock(fault, limit, drop_signals, memory.counters)
         if interrupted is not None:
             raise interrupted
         progress = int(host_view["progress"][0]) if self._tables.steps else iterations
@@ -222,13 +223,13 @@ class Session:
         lanes = None
         if window.level:
             recorded = min(iterations, window.record) if window.record else iterations - min(window.skip, iterations)
-            longest = int(np.diff(t.tables.queues.astype(np.int64)).max(initial=1))
+            longest = int(np.diff(t.tables.queues.astype(np.int64)).max(initial=1)) + _most_popped(t.tables)
             capacity = max(1024, recorded * (longest * RECORDS_PER_TASK + 8) + 64)
             capacity = min(capacity, (2 << 30) // (8 * t.tables.workers * roles))
             size = (abi.LANE.itemsize + capacity * abi.RECORD.itemsize) * t.tables.workers * roles
             lanes = Memory(np.zeros(size, np.uint8), self.device)
             launch["lanes"], launch["lane_capacity"], launch["lanes_per_worker"] = lanes.address, capacity, roles
-        for name in ("tasks", "waits", "signals", "events", "entries", "queues"):
+        for name in ("tasks", "waits", "signals", "events", "entries", "queues", "triggered"):
             launch[name] = t.memory[name].address
         launch["tasks"], launch["slots"], launch["counters"] = tasks.address, slots.address, counters.data_ptr()
         launch["control"], launch["host"] = control_memory.address, host_memory.address
@@ -238,7 +239,32 @@ class Session:
         launch["level"], launch["window_skip"], launch["window_record"] = window.level, window.skip, window.record
         launch["wait_limit"] = int(limit * kernel.clock_hz)
         launch["dims"][0][: len(values)] = values
-        return LaunchMemory(launch, host_memory, lanes, roles, (tasks, slots, control_memory, counters))
+        pools = self._fill_pools(launch, t.tables)
+        return LaunchMemory(launch, host_memory, lanes, roles, counters, (tasks, slots, control_memory, pools))
+
+    def _fill_pools(self, launch: npt.NDArray[np.void], tables: Tables) -> tuple[Memory, ...]:
+        """Rings that hold what opens the first iteration, and the counts that say what else is ready."""
+        handout = self.kernel.schedule.handout
+        if handout is None:
+            return ()
+        rings, ready = tables.rings.copy(), np.zeros(tables.ready_slots, np.uint32)
+        for row in tables.triggered[: tables.opening]:
+            ring = rings[int(row["ring"])]
+            ready[int(ring["base"]) + int(ring["tail"])] = row["task"] + 1
+            ring["tail"] += 1
+        promised = np.zeros(len(tables.events) * abi.EVENT_STRIDE if handout.early_push else 0, np.uint32)
+        arrays = {
+            "pools": rings,
+            "ready": ready,
+            "pending": np.zeros(len(tables.tasks), np.uint32),
+            "promised": promised,
+        }
+        memory = {name: Memory(array, self.device) for name, array in arrays.items()}
+        for name, held in memory.items():
+            launch[name] = held.address if name != "promised" or handout.early_push else 0
+        launch["n_rings"], launch["ring_classes"] = len(rings), handout.classes
+        launch["n_opening"], launch["pop_ahead"] = tables.opening, handout.pop_ahead
+        return tuple(memory.values())
 
     def _slots(self, tables: Tables) -> npt.NDArray[np.void]:
         graph = self.kernel.graph
@@ -252,36 +278,49 @@ class Session:
             slots[i]["stride"] = tensor.stride(0) if tensor.ndim else 1
             slots[i]["dtype"] = int(abi.DType[graph.tensors[name].dtype])
             if name in self._segments:
+                slots[i]["base"] = 0  # no single place: whoever reads must go through the segments
                 slots[i]["segments"] = self._segments[name].address
                 slots[i]["n_segments"] = len(graph.tensors[name].parts)
         return slots
 
     # --- afterwards ---
 
-    def _deadlock(self, fault: Any, limit: float, dropped: int | None) -> DeadlockError:
+    def _deadlock(self, fault: Any, limit: float, dropped: int | None, counters: torch.Tensor) -> DeadlockError:
         kernel = self.kernel
         schedule, tasks = kernel.schedule, kernel.schedule.tasks
         facts = {k: int(fault[k]) for k in ("worker", "task", "event", "count", "need", "rank", "iteration")}
         waiting = tasks.task_name(facts["task"]) if facts["task"] < len(tasks) else "the start of an iteration"
         event = facts["event"]
+        counts = f"{facts['count']} of {facts['need']} signals"
+        if facts["task"] >= len(tasks) and schedule.handout is not None:
+            waiting = "the pool"
+            first = self._first_missing(counters)
+            if first >= 0:  # what holds up the iteration, or the event that a drain waits for
+                event, counts = first, "which came too rarely"
         if event >= len(tasks.need):
             what = "the StepControl of the iteration"
-            late: list[int] = [tasks.step_task]
+            late: list[int] = [tasks.step_task] if tasks.step_task >= 0 else []
         else:
             producer = int(tasks.event_producer[event])
             what = f"event {event} of {tasks.operators[producer].name}"
             first = int(tasks.first[producer])
             late = [first + t for t in range(int(tasks.event_begin[event]), int(tasks.event_end[event]))]
-        places = ", ".join(
-            f"{tasks.task_name(p)} (worker {schedule.worker[p]}, position {schedule.position[p]})" for p in late[:4]
-        )
+        places = ", ".join(f"{tasks.task_name(p)} ({schedule.place(p)})" for p in late[:4])
         more = f" and {len(late) - 4} more" if len(late) > 4 else ""
         hook = f"; the test hook dropped the signals of {tasks.task_name(dropped)}" if dropped is not None else ""
         return DeadlockError(
             f"worker {facts['worker']} waited over {limit:g} s in iteration {facts['iteration']} at {waiting} for {what}: "
-            f"{facts['count']} of {facts['need']} signals. Its producers are {places}{more}{hook}",
+            f"{counts}. Its producers are {places or 'unknown'}{more}{hook}",
             facts,
         )
+
+    def _first_missing(self, counters: torch.Tensor) -> int:
+        """The first event that lags behind others of its iteration, or -1."""
+        need = self.kernel.schedule.tasks.need
+        count = counters.cpu().numpy()[:: abi.EVENT_STRIDE][: len(need)]
+        whole = (count // np.maximum(need, 1)).max(initial=0)
+        late = np.flatnonzero(count < need * whole)
+        return int(late[0]) if len(late) else -1
 
     def _profile(self, memory: LaunchMemory, window: Window, seconds: float) -> Profile | None:
         if memory.lanes is None:
@@ -305,6 +344,12 @@ class Session:
                 "window": {"skip": window.skip, "record": window.record, "level": window.level},
             },
         )
+
+
+def _most_popped(tables: Tables) -> int:
+    """Tasks of the pool that a worker is likely to run at most in an iteration."""
+    tasks = int(tables.rings["tasks"].sum()) if len(tables.rings) else 0
+    return min(tasks, 4 * -(-tasks // tables.workers) + 64)
 
 
 def _only_a_part(kernel: Kernel, name: str) -> bool:

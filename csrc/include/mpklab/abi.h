@@ -18,6 +18,7 @@ constexpr unsigned int max_waits = 0x8u;
 constexpr unsigned int max_dims = 0x8u;
 constexpr unsigned int arg_bits = 0x18u;
 constexpr unsigned int no_word = 0xffffffffu;
+constexpr unsigned int max_held = 0x8u;
 
 enum class DType : unsigned int { float32_ = 0, bfloat16_ = 1, float16_ = 2, int32_ = 3, int64_ = 4, uint8_ = 5 };
 
@@ -30,6 +31,8 @@ enum class Handoff : unsigned int { counter_ = 0, data_ = 1, worker_ = 2 };
 enum class TaskFlag : unsigned int { step_ = 1, drop_signals_ = 2 };
 
 enum class EntryKind : unsigned int { task_ = 0, drain_ = 1 };
+
+enum class Steps : unsigned int { none_ = 0, task_ = 1, last_ = 2 };
 
 enum class Role : unsigned int { compute_ = 0, loader_ = 1, scheduler_ = 2 };
 
@@ -119,6 +122,36 @@ MPK_OFFSET(Entry, task, 0);
 MPK_OFFSET(Entry, kind, 4);
 MPK_OFFSET(Entry, pool, 6);
 
+struct Trigger {
+  unsigned int task;
+  unsigned short ring;
+  unsigned short waits;
+};
+static_assert(sizeof(Trigger) == 8, "Trigger");
+MPK_OFFSET(Trigger, task, 0);
+MPK_OFFSET(Trigger, ring, 4);
+MPK_OFFSET(Trigger, waits, 6);
+
+struct Ring {
+  unsigned int head;
+  unsigned int pad0[15];
+  unsigned int tail;
+  unsigned int pad1[15];
+  unsigned int base;
+  unsigned int mask;
+  unsigned int tasks;
+  unsigned int pad2[13];
+};
+static_assert(sizeof(Ring) == 192, "Ring");
+MPK_OFFSET(Ring, head, 0);
+MPK_OFFSET(Ring, pad0, 4);
+MPK_OFFSET(Ring, tail, 64);
+MPK_OFFSET(Ring, pad1, 68);
+MPK_OFFSET(Ring, base, 128);
+MPK_OFFSET(Ring, mask, 132);
+MPK_OFFSET(Ring, tasks, 136);
+MPK_OFFSET(Ring, pad2, 140);
+
 struct Segment {
   unsigned long long base;
   unsigned int begin;
@@ -198,14 +231,22 @@ struct Control {
   unsigned int pad0[15];
   unsigned int abort;
   unsigned int pad1[15];
+  unsigned int finished;
+  unsigned int pad2[15];
+  unsigned int readers[2];
+  unsigned int pad3[14];
   Step step[2];
 };
-static_assert(sizeof(Control) == 256, "Control");
+static_assert(sizeof(Control) == 384, "Control");
 MPK_OFFSET(Control, published, 0);
 MPK_OFFSET(Control, pad0, 4);
 MPK_OFFSET(Control, abort, 64);
 MPK_OFFSET(Control, pad1, 68);
-MPK_OFFSET(Control, step, 128);
+MPK_OFFSET(Control, finished, 128);
+MPK_OFFSET(Control, pad2, 132);
+MPK_OFFSET(Control, readers, 192);
+MPK_OFFSET(Control, pad3, 200);
+MPK_OFFSET(Control, step, 256);
 
 struct Host {
   unsigned int abort;
@@ -280,6 +321,9 @@ struct Launch {
   unsigned long long host;
   unsigned long long lanes;
   unsigned long long pools;
+  unsigned long long ready;
+  unsigned long long pending;
+  unsigned long long promised;
   unsigned long long wait_limit;
   unsigned int n_workers;
   unsigned int n_tables;
@@ -299,9 +343,13 @@ struct Launch {
   unsigned int level;
   unsigned int window_skip;
   unsigned int window_record;
+  unsigned int n_rings;
+  unsigned int ring_classes;
+  unsigned int n_opening;
+  unsigned int pop_ahead;
   int dims[8];
 };
-static_assert(sizeof(Launch) == 224, "Launch");
+static_assert(sizeof(Launch) == 264, "Launch");
 MPK_OFFSET(Launch, tasks, 0);
 MPK_OFFSET(Launch, waits, 8);
 MPK_OFFSET(Launch, signals, 16);
@@ -316,26 +364,33 @@ MPK_OFFSET(Launch, control, 80);
 MPK_OFFSET(Launch, host, 88);
 MPK_OFFSET(Launch, lanes, 96);
 MPK_OFFSET(Launch, pools, 104);
-MPK_OFFSET(Launch, wait_limit, 112);
-MPK_OFFSET(Launch, n_workers, 120);
-MPK_OFFSET(Launch, n_tables, 124);
-MPK_OFFSET(Launch, n_events, 128);
-MPK_OFFSET(Launch, n_tasks, 132);
-MPK_OFFSET(Launch, rank, 136);
-MPK_OFFSET(Launch, n_ranks, 140);
-MPK_OFFSET(Launch, iterations, 144);
-MPK_OFFSET(Launch, first_iteration, 148);
-MPK_OFFSET(Launch, table, 152);
-MPK_OFFSET(Launch, lane_capacity, 156);
-MPK_OFFSET(Launch, lanes_per_worker, 160);
-MPK_OFFSET(Launch, steps, 164);
-MPK_OFFSET(Launch, prefetch, 168);
-MPK_OFFSET(Launch, ring_bytes, 172);
-MPK_OFFSET(Launch, scratch_bytes, 176);
-MPK_OFFSET(Launch, level, 180);
-MPK_OFFSET(Launch, window_skip, 184);
-MPK_OFFSET(Launch, window_record, 188);
-MPK_OFFSET(Launch, dims, 192);
+MPK_OFFSET(Launch, ready, 112);
+MPK_OFFSET(Launch, pending, 120);
+MPK_OFFSET(Launch, promised, 128);
+MPK_OFFSET(Launch, wait_limit, 136);
+MPK_OFFSET(Launch, n_workers, 144);
+MPK_OFFSET(Launch, n_tables, 148);
+MPK_OFFSET(Launch, n_events, 152);
+MPK_OFFSET(Launch, n_tasks, 156);
+MPK_OFFSET(Launch, rank, 160);
+MPK_OFFSET(Launch, n_ranks, 164);
+MPK_OFFSET(Launch, iterations, 168);
+MPK_OFFSET(Launch, first_iteration, 172);
+MPK_OFFSET(Launch, table, 176);
+MPK_OFFSET(Launch, lane_capacity, 180);
+MPK_OFFSET(Launch, lanes_per_worker, 184);
+MPK_OFFSET(Launch, steps, 188);
+MPK_OFFSET(Launch, prefetch, 192);
+MPK_OFFSET(Launch, ring_bytes, 196);
+MPK_OFFSET(Launch, scratch_bytes, 200);
+MPK_OFFSET(Launch, level, 204);
+MPK_OFFSET(Launch, window_skip, 208);
+MPK_OFFSET(Launch, window_record, 212);
+MPK_OFFSET(Launch, n_rings, 216);
+MPK_OFFSET(Launch, ring_classes, 220);
+MPK_OFFSET(Launch, n_opening, 224);
+MPK_OFFSET(Launch, pop_ahead, 228);
+MPK_OFFSET(Launch, dims, 232);
 
 }  // namespace mpk
 

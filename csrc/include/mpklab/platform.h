@@ -38,6 +38,10 @@ MPK_FN u32 add_acq_rel(u32* at, u32 value, u32 scope) {
   return scope == u32(Scope::gpu_) ? ptx::add_acq_rel_gpu(at, value) : ptx::add_acq_rel_sys(at, value);
 }
 MPK_FN u32 exchange(u32* at, u32 value) { return atomicExch(at, value); }
+// Returns what was there: `expected` when it is now `value`. Orders nothing.
+MPK_FN u32 compare_exchange(u32* at, u32 expected, u32 value) { return atomicCAS(at, expected, value); }
+MPK_FN u32 add_relaxed(u32* at, u32 value) { return atomicAdd(at, value); }
+MPK_FN void store_relaxed(u32* at, u32 value) { *(volatile u32*)at = value; }
 MPK_FN u64 clock_now() { return ptx::clock64(); }
 MPK_FN u32 clock_low() { return ptx::clock32(); }
 MPK_FN u64 global_ns() { return ptx::global_timer(); }
@@ -56,6 +60,12 @@ MPK_FN void store_host(u32* at, u32 value) { __atomic_store_n(at, value, __ATOMI
 MPK_FN void add_release(u32* at, u32 value, u32) { __atomic_fetch_add(at, value, __ATOMIC_RELEASE); }
 MPK_FN u32 add_acq_rel(u32* at, u32 value, u32) { return __atomic_fetch_add(at, value, __ATOMIC_ACQ_REL); }
 MPK_FN u32 exchange(u32* at, u32 value) { return __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL); }
+MPK_FN u32 compare_exchange(u32* at, u32 expected, u32 value) {
+  __atomic_compare_exchange_n(at, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+MPK_FN u32 add_relaxed(u32* at, u32 value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
+MPK_FN void store_relaxed(u32* at, u32 value) { __atomic_store_n(at, value, __ATOMIC_RELAXED); }
 MPK_FN u64 global_ns() {
   timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "mpklab/context.h"
-#include "mpklab/protocol.h"
+#include "mpklab/queue.h"
 
 #pragma GCC visibility push(hidden)
 
@@ -88,8 +88,8 @@ struct Loop {
       run.epoch = epochs[step.table]++;
       for (find_queue(); at < end; ++at) {
         const Entry& entry = entries()[at];
-        if (entry.kind != u32(EntryKind::task_)) return Outcome::unsupported;
-        if (!run_task(entry.task)) return Outcome::aborted;
+        if (!is_task(at) && !launch.pools) return Outcome::unsupported;
+        if (is_task(at) ? !run_task(entry.task, true) : !drain(entry)) return Outcome::aborted;
       }
       recorder.template end<1>(Phase::iteration_, launch.first_iteration + run.iteration);
     }
@@ -98,6 +98,7 @@ struct Loop {
 
  private:
   const Entry* entries() const { return (const Entry*)launch.entries; }
+  bool is_task(u32 entry) const { return entries()[entry].kind == u32(EntryKind::task_); }
 
   void find_queue() {
     const u32* queue = (const u32*)launch.queues + step.table * launch.n_workers + run.worker;
@@ -108,7 +109,7 @@ struct Loop {
   // Streaming weights empties the caches: begins to read the tables' lines that the next two tasks will need.
   void fetch_ahead() {
     if (at + 2 < end) __builtin_prefetch(&run.task(entries()[at + 2].task));
-    if (at + 1 < end) {
+    if (at + 1 < end && is_task(at + 1)) {
       const Task& task = run.task(entries()[at + 1].task);
       __builtin_prefetch(run.waits() + task.waits);
       __builtin_prefetch(run.signals() + task.signals);
@@ -119,6 +120,7 @@ struct Loop {
   bool look_ahead() {
     if (ahead < at) ahead = at, ahead_piece = 0, ahead_bytes = 0;
     for (; ahead < end && ahead < at + 8; ++ahead) {
+      if (!is_task(ahead)) continue;
       const Task& task = run.task(entries()[ahead].task);
       const Operator& op = operators[task.variant];
       if (!op.prefetch) continue;
@@ -141,6 +143,7 @@ struct Loop {
     }
     bool acquired = !launch.steps || acquire_step(run, step);
     if (!launch.steps) step.iteration = run.iteration;
+    if (acquired && launch.pools) step_read(run);
     if (acquired && step.stop) return false;
     if constexpr (Level >= 1) {
       recorder.template begin_at<1>(Phase::iteration_, number, u32(clock));
@@ -154,7 +157,49 @@ struct Loop {
     return acquired;
   }
 
-  bool run_task(u32 id) {
+  // Runs tasks of a pool until the drain's event has happened.
+  bool drain(const Entry& entry) {
+    const Goal goal = goal_of(run, entry);
+    u32 held[max_held], count = 0;
+    for (;;) {
+      if (count == 0) {
+        recorder.template begin<2>(Phase::pop_, entry.pool);
+        write_anchor();
+        u64 begin = 0;
+        if constexpr (Level >= 1) begin = clock_now();
+        u32 id = no_task;
+        for (Idle idle; !reached(goal) && (id = pop(run, entry.pool)) == no_task;)
+          if (!(launch.prefetch && look_ahead()) && !idle.go_on(run, goal)) return false;
+        if constexpr (Level >= 1) anchor_due |= clock_now() - begin > long_wait;
+        if (id != no_task) take(id);
+        recorder.template end<2>(Phase::pop_, entry.pool);
+        if (id == no_task) return true;
+        held[count++] = id;
+      }
+      for (; count <= launch.pop_ahead && !reached(goal); ++count) {
+        held[count] = pop(run, entry.pool);
+        if (held[count] == no_task) break;
+        take(held[count]);
+      }
+      if (!run_task(held[0], false)) return false;
+      --count;
+      for (u32 i = 0; i < count; ++i) held[i] = held[i + 1];
+    }
+  }
+
+  // The task is this worker's: with early push, those that wait only for such tasks go out.
+  void take(u32 id) {
+    if (!launch.promised) return;
+    const Task& task = run.task(id);
+    for (u32 i = 0; i < task.n_signals; ++i) {
+      const Signal& signal = run.signals()[task.signals + i];
+      if (!promise(run, signal)) continue;
+      recorder.template next<2>(Phase::push_, signal.event);
+      hand_out_event(run, signal.event);
+    }
+  }
+
+  bool run_task(u32 id, bool queued) {
     recorder.template begin<2>(Phase::fetch_, id);
     const Task& task = run.task(id);
     const Operator& op = operators[task.variant];
@@ -166,8 +211,10 @@ struct Loop {
       if (!pass(run.waits()[task.waits + i], id)) return false;
     for (u32 i = 0; i < task.n_load_waits; ++i)
       if (!pass(run.waits()[task.load_waits + i], id)) return false;
+    if (queued) take(id);
     bool publishes = task.flags & u32(TaskFlag::step_);
     if (publishes) {
+      if (launch.pools && !wait_for_readers(run, busy_workers, id)) return false;
       prepare_step(run, step);
       context.next = &next_step(run);
     }
@@ -179,10 +226,38 @@ struct Loop {
     if constexpr (Level == 1) recorder.template end<1>(Phase::execute_, id);
     recorder.template next<2>(Phase::signal_, id);
 
+    if (launch.pools) return publish_to_pools(task, id);
     if (!(task.flags & u32(TaskFlag::drop_signals_)))
       for (u32 i = 0; i < task.n_signals; ++i) signal_event(run, run.signals()[task.signals + i]);
     if (publishes) publish_step(run);
     recorder.template end<2>(Phase::signal_, id);
+    return true;
+  }
+
+  // Where there are pools a signal may hand out tasks, and the end of an iteration those that open the next.
+  bool publish_to_pools(const Task& task, u32 id) {
+    u32 completed[max_waits], n_completed = 0;
+    bool publishes = task.flags & u32(TaskFlag::step_);
+    if (!(task.flags & u32(TaskFlag::drop_signals_)))
+      for (u32 i = 0; i < task.n_signals; ++i) {
+        const Signal& signal = run.signals()[task.signals + i];
+        if (signal_pool(run, signal)) completed[n_completed++] = signal.event;
+      }
+    for (u32 i = 0; i < n_completed; ++i) {
+      recorder.template next<2>(Phase::push_, completed[i]);
+      hand_out_event(run, completed[i]);
+    }
+    if (launch.steps == u32(Steps::last_) && ends_iteration(run)) {
+      if (!wait_for_readers(run, busy_workers, id)) return false;
+      prepare_step(run, step);
+      publishes = true;
+    }
+    if (publishes) {
+      bool stop = next_step(run).stop;
+      publish_step(run);
+      open_iteration(run, stop);
+    }
+    recorder.template end<2>(n_completed ? Phase::push_ : Phase::signal_, n_completed ? completed[n_completed - 1] : id);
     return true;
   }
 
