@@ -196,7 +196,7 @@ def test_javascript_units() -> None:
 
 def test_every_view_shows_itself_without_scripts() -> None:
     spans, tasks = make_spans(300, 4), make_tasks(2, 4)
-    for view in (timeline(spans), task_dag(tasks, spans), Studio(spans=spans, tasks=tasks)):
+    for view in (timeline(spans), task_dag(tasks, spans), graph_view(model_graph()), Studio(spans=spans, tasks=tasks)):
         shown = view._repr_mimebundle_()
         assert base64.b64decode(shown["image/png"]).startswith(b"\x89PNG")
         assert "<script" not in shown["text/html"] and "<img" in shown["text/html"]

@@ -558,6 +558,37 @@ class OperatorGraph(View):
         size = f"{len(self.graph.operators)} operators, {len(self.graph.tensors)} tensors"
         return f"{self.title}: {size}, drawn as {len(self.drawing.boxes)} boxes{inside}"
 
+    def picture(self, width: int = 900) -> raster.Picture:
+        """The drawing as pixels, at its own size."""
+        drawing = self.drawing
+        if not drawing.boxes:
+            return raster.message(NO_OPERATORS, width)
+        picture = raster.Picture(int(drawing.width) + 1, int(drawing.height) + 1)
+        for cluster in drawing.clusters:
+            x, y, w, h = cluster.box
+            picture.fill(x, y, w, h, (244, 245, 247))
+            picture.text(int(x) + 6, int(y) + 5, raster.shorten(cluster.title, 40), raster.FAINT)
+        for line in drawing.lines:
+            picture.curve(line.points[: 1 + 3 * ((len(line.points) - 1) // 3)], (107, 114, 128), bool(line.later))
+        for line in drawing.lines:
+            if line.at is not None:
+                text = raster.shorten(line.later or line.detail, 30)
+                x, y = int(line.at[0]) - 3 * len(text), int(line.at[1]) - 3
+                picture.fill(x - 2, y - 1, 6 * len(text) + 3, 9, (255, 255, 255))
+                picture.text(x, y, text, raster.FAINT)
+        kinds = sorted({box.kind for box in drawing.boxes})
+        stripe = dict(zip(kinds, kind_colours(kinds), strict=True))
+        for box, shade in zip(drawing.boxes, shades(drawing), strict=True):
+            x, y = int(box.x - box.width / 2), int(box.y - HIGH / 2)
+            picture.fill(x - 1, y - 1, box.width + 2, HIGH + 2, (154, 160, 170))
+            picture.fill(x, y, box.width, HIGH, raster.rgb(_fill(shade)[0]))
+            picture.fill(x, y, 5, HIGH, raster.rgb(PALETTE["light"][stripe[box.kind] % len(PALETTE["light"])]))
+            picture.text(x + 10, y + 9, raster.shorten(box.name, MOST_NAME))
+            picture.text(
+                x + 10, y + 24, raster.shorten(f"{box.kind} {box.detail}", int(box.width - 14) // 6), raster.INK
+            )
+        return picture
+
     def rows(self, tasks: list[int]) -> pd.DataFrame:
         """The operators of these tasks."""
         import pandas as pd
@@ -576,7 +607,6 @@ class OperatorGraph(View):
             bundle["text/html"] = card(self.text(), encoded, "image/svg+xml")
         except Exception as error:  # a repr never raises
             bundle["text/plain"] = f"{self.title} (could not be drawn: {error})"
-        bundle.pop("image/png", None)
         return bundle
 
 

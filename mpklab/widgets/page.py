@@ -52,8 +52,6 @@ def container(meta: Mapping[str, object], columns: Mapping[str, Column], level: 
                 words = (words << 1) ^ (words >> 63)
             most = int(words.max()) if len(words) else 0
             planes = (most.bit_length() + 7) // 8
-            if planes == 4 and most < 2**24:  # pragma: no cover - kept for readers: planes > 3 decode to doubles
-                planes = 3
         described.append((name, len(words), planes, int(signed), int(delta), int(values.dtype.kind == "f")))
         payload.extend((words >> (8 * plane)).astype(np.uint8).tobytes() for plane in range(planes))
     header = json.dumps({"meta": meta, "columns": described}, separators=(",", ":"), allow_nan=False).encode()

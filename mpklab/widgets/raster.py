@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ _FONT = dict(
         "u\t00HHHJD v\t00HHHA4 w\t00HHLLA x\t00HA4AH y\t00HHF1E z\t00V248V A\tEHHVHHH B\tUHHUHHU C\tEHGGGHE D\tSIHHHIS "
         "E\tVGGUGGV F\tVGGUGGG G\tEHGNHHF H\tHHHVHHH I\tE44444E J\t72222IC K\tHIKOKIH L\tGGGGGGV M\tHRLLHHH N\tHHPLJHH "
         "O\tEHHHHHE P\tUHHUGGG Q\tEHHHLID R\tUHHUKIH S\tFGGE11U T\tV444444 U\tHHHHHHE V\tHHHHHA4 W\tHHHLLLA X\tHHA4AHH "
-        "Y\tHHHA444 Z\tV1248GV .\t00000CC ,\t0000C48 :\t0CC0CC0 -\t000E000 _\t000000V +\t044V440 /\t01248G0 %\tOP248J3 "
+        "Y\tHHHA444 Z\tV1248GV .\t00000CC ,\t0000C48 :\t0CC0CC0 -\t000E000 –\t000V000 "
+        "µ\tHHHJLGG _\t000000V +\t044V440 /\t01248G0 %\tOP248J3 "
         "(\t2488842 )\t8422248 =\t00V0V00 #\tAAVAVAA *\t04LEL40 |\t4444444 <\t248G842 >\t8421248 ?\tEH12404 [\tE88888E "
         "]\tE22222E ×\t00HA4AH …\t000000L ·\t0004000 ;\t0CC0C48 '\t4400000 !\t4444404 &\t8KK8LID"
     ).split(" ")
@@ -76,6 +78,27 @@ class Picture:
                         ):
                             self.pixels[py, px] = colour
             x += 6
+
+    def curve(self, points: Sequence[tuple[float, float]], colour: Rgb, dashed: bool = False) -> None:
+        """A chain of cubic curves (1 + 3k points) or a line of points, one pixel wide."""
+        at = np.asarray(points, float)
+        if len(at) % 3 == 1 and len(at) > 3:
+            t = np.linspace(0, 1, 80)[:, None]
+            pieces = [
+                (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+                for a, b, c, d in zip(at[:-1:3], at[1::3], at[2::3], at[3::3], strict=True)
+            ]
+            at = np.concatenate(pieces)
+        run = 0.0
+        for (x0, y0), (x1, y1) in pairwise(at):
+            length = max(abs(x1 - x0), abs(y1 - y0))
+            steps = max(2, int(length) + 1)
+            x, y = np.linspace(x0, x1, steps).round().astype(int), np.linspace(y0, y1, steps).round().astype(int)
+            inside = (x >= 0) & (y >= 0) & (x < self.pixels.shape[1]) & (y < self.pixels.shape[0])
+            if dashed:
+                inside &= (run + np.linspace(0, length, steps)) % 9 < 5
+            self.pixels[y[inside], x[inside]] = colour
+            run += length
 
     def swatch(self, x: int, y: int, colour: Rgb, text: str) -> None:
         """A colour and its name."""
