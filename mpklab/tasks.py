@@ -225,8 +225,18 @@ def choose_plan(
             raise LowerError(f"tiles: no operator or kind {name!r}: {suggest(name, known)}")
         if not isinstance(size, int) or size < 1:
             raise LowerError(f"tiles: {name!r} needs a positive tile size, not {size!r}")
+        for o in rewritten.operators:
+            if name in (o.name, o.op) and o.op in _CUT_BY_ITSELF:
+                raise LowerError(f"tiles: {o.name} ({o.op}) is cut {_CUT_BY_ITSELF[o.op]}, not by a tile size")
     tilings = {o.name: _tiling(rewritten, o, machine, tiles) for o in rewritten.operators}
     return Plan(fused, tilings)
+
+
+_CUT_BY_ITSELF = {
+    "attention": "by head and by the pass split_attention",
+    "argmax_reduce": "into one tile",
+    "advance": "into one tile",
+}
 
 
 def _default_passes(graph: Graph, machine: Machine) -> tuple[str, ...]:

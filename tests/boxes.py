@@ -19,7 +19,7 @@ from mpklab.ops import REGISTRY, Box, Node, Op, Range, TensorType, Tiles, Tiling
 from mpklab.ops.base import Operand
 from mpklab.tasks import Plan, TaskGraph, lower
 
-SLOTS = "abcdefgh"
+SLOTS = "abcdefghijklmnop"
 EPOCHS = 3
 STARTS = range(5)  # start positions; constants beside a position are smaller
 MACHINE = Machine("test", "cpu", 3, 1 << 20, 1e10, 1e10, 1e10, 1e-6, 1e-7)
