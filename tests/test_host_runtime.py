@@ -267,7 +267,7 @@ def test_a_dropped_signal_is_a_fault(library: Library, level: int) -> None:
     packed = program.pack([[[0], [1, 2], [3]]], wait_limit=int(0.2 * hz), capacity=100, first_iteration=40)
     begin = time.perf_counter()
     assert library.run(packed.launch, level) == 1
-    assert 0.2 <= time.perf_counter() - begin < 1.0
+    assert 0.2 <= time.perf_counter() - begin < 1.5
     fault = packed.fault
     assert [int(fault[f]) for f in ("state", "worker", "task", "event", "count", "need")] == [1, 2, 3, 1, 2, 3]
     assert fault["iteration"] == 40 and fault["rank"] == 0 and fault["waited"] >= int(0.2 * hz)
@@ -278,10 +278,10 @@ def test_a_dropped_signal_is_a_fault(library: Library, level: int) -> None:
 @pytest.mark.parametrize("workers", WORKERS[1:])
 def test_every_worker_leaves_a_hang(library: Library, workers: int) -> None:
     """One signal fewer than needed, in a graph where all wait for each other: one fault, of a wait that cannot end."""
-    sums, packed = hang(int(0.1 * clock_hz(library)), workers)
+    sums, packed = hang(int(0.5 * clock_hz(library)), workers)
     begin = time.perf_counter()
     assert library.run(packed.launch, 0) == 1
-    assert time.perf_counter() - begin < 1.0
+    assert time.perf_counter() - begin < 2.0
     fault = packed.fault
     counts = packed.arrays["counters"][:: abi.EVENT_STRIDE]
     assert fault["state"] == 1 and fault["task"] % workers == fault["worker"]
