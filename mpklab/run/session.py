@@ -119,7 +119,10 @@ class Session:
     def _checked(self, t: Tensor, value: Any) -> torch.Tensor:
         """The tensor, if it is what the graph declares."""
         if not isinstance(value, torch.Tensor):
-            value = torch.as_tensor(value)
+            try:
+                value = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise RunError(f"{t} cannot be made of a {type(value).__name__}: {error}") from error
         sizes = t.type.sizes
         if tuple(value.shape) != sizes or value.dtype != TORCH_DTYPES[t.dtype]:
             raise RunError(
@@ -133,14 +136,21 @@ class Session:
         return value if value.is_contiguous() else value.contiguous()
 
     def bind(self, values: Mapping[str, Any]) -> None:
-        """Give inputs, weights or state by name; RunError for unknown names, wrong shapes, dtypes or devices."""
+        """Give inputs, weights or state by name; RunError for unknown names, wrong shapes, dtypes or devices.
+
+        Inputs and weights are used where they lie; state is copied, because a run writes it.
+        """
         graph = self.kernel.graph
         for name, value in values.items():
             t = graph.tensors.get(name)
             if t is None or t.role in ("activation", "output"):
                 known = [n for n, x in graph.tensors.items() if x.role in ("input", "weight", "state")]
                 raise RunError(f"the kernel takes no tensor {name!r}: {suggest(name, known)}")
-            self.tensors[name] = self._checked(t, value)
+            checked = self._checked(t, value)
+            if t.role == "state":
+                self.tensors[name].copy_(checked)
+            else:
+                self.tensors[name] = checked
 
     # --- launching ---
 
