@@ -85,7 +85,7 @@ def _host_entry() -> list[str]:
 
 
 # What a CUDA kernel is made with unless the plan says otherwise; FACTS of one H200 in profiles/LOG.md.
-DEVICE_SETTINGS = {"consumer_warps": 16, "page_bytes": 32768, "pages": 6, "in_flight": 2}
+DEVICE_SETTINGS = {"consumer_warps": 8, "page_bytes": 32768, "pages": 6, "in_flight": 2, "l2_bytes": 0}
 
 
 def device_settings(settings: Any) -> dict[str, int]:
@@ -99,7 +99,7 @@ def device_settings(settings: Any) -> dict[str, int]:
 def _device_entry(settings: Any, level: int) -> list[str]:
     s = device_settings(settings)
     arguments = (
-        f"Kernel, {level}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}"
+        f"Kernel, {level}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}, {s['l2_bytes']}"
     )
     return [
         f'extern "C" __global__ void __launch_bounds__(mpk::threads<{s["consumer_warps"]}>(), 1)',

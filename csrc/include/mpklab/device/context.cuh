@@ -122,6 +122,7 @@ struct LoadContext {
   Shared<S>& shared;
   char* pages;
   const Descriptor* described = nullptr;
+  const Descriptor* upcoming = nullptr;  // the task after it, or null
   RingPosition<S> at{};
   u32 issued = 0;  // pages so far
   Step step{};
@@ -256,6 +257,17 @@ struct LoadContext {
     if (lane() == 0 && ptx::load_relaxed_sys(&run.host()->abort)) exchange(&run.control()->abort, 1u);
   }
 };
+
+// The first bytes of a dense operand of the upcoming task, from its byte `byte` on, on their way to the L2.
+template <class S>
+MPK_FN void prefetch_weights(LoadContext<S>& c, int operand, u64 byte, u32 bytes) {
+#if MPK_BULK
+  u64 base = c.upcoming->bases[operand];
+  constexpr u32 piece = 4096;
+  for (u32 i = u32(c.lane()) * piece; i < bytes; i += 32 * piece)
+    ptx::prefetch_l2((const char*)base + byte + i, bytes - i < piece ? bytes - i : piece);
+#endif
+}
 
 // `bytes` bytes of a matrix from its byte `byte` on, wherever its pieces lie; `row_bytes` is what one of its rows
 // takes.

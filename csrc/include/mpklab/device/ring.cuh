@@ -6,10 +6,11 @@
 namespace mpk {
 
 // What a kernel chooses about its blocks.
-template <int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight>
+template <int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight, int L2Bytes>
 struct Shape {
   static constexpr int level = Level, warps = ConsumerWarps, threads = 32 * ConsumerWarps;
-  static constexpr int page_bytes = PageBytes, pages = Pages;
+  static constexpr int page_bytes = PageBytes, pages = Pages, ring_bytes = PageBytes * Pages;
+  static constexpr int l2_bytes = L2Bytes;  // of the next task's weights that may be sent ahead to the L2
   // Pages asked for and not yet landed. More than keep the memory busy only lengthen the queue in front of every
   // other access of the SM: signals, polls and activations wait behind them.
   static constexpr int in_flight = InFlight;

@@ -207,26 +207,38 @@ struct Loader {
 
   MPK_FN void walk(const Entry* queue, u32 length) {
     const Launch& launch = context.launch;
-    u32 at = 0, parity = 0, lane = context.lane();
-    // Two tasks ahead: the number of the one after the next, and the words of the next.
-    u32 id = load_id(queue), next_id = load_id(queue + (length > 1 ? 1 : 0));
+    u32 at = 0, lane = context.lane();
+    // Ahead of the task that is loaded: the next one laid out, the words of the one after it, the number of a third.
+    u32 entry = 0;
+    auto next = [&] {
+      u32 id = load_id(queue + entry);
+      if (++entry >= length) entry = 0;
+      return id;
+    };
+    u32 id = next(), next_id = next(), left = launch.iterations * length;
     u32 word = load_word(id, lane);
-    u32 entry = length > 2 ? 2 : 0;
+    u32 describe_at = 0, describe_parity = 0;
+    auto describe_next = [&] {
+      if (left == 0) return false;
+      --left;
+      u32 this_id = id, this_word = word;
+      word = load_word(next_id, lane), id = next_id, next_id = next();
+      describe(describe_at, describe_parity, this_id, this_word);
+      if (++describe_at == descriptors) describe_at = 0, describe_parity ^= 1;
+      return !context.over;
+    };
+    describe_next();
     for (; context.run.iteration < launch.iterations && !context.over; ++context.run.iteration) {
       context.run.epoch = context.run.iteration;
       if constexpr (S::level >= 3) begin_iteration();
       for (u32 i = 0; i < length && !context.over; ++i) {
-        u32 this_word = word, this_id = id;
-        word = load_word(next_id, lane);
-        id = next_id;
-        next_id = load_id(queue + entry);
-        if (++entry >= length) entry = 0;
-        describe(at, parity, this_id, this_word);
+        bool follows = describe_next();
         if (context.over) break;
         context.described = context.shared.tasks + at;
+        if (++at == descriptors) at = 0;
+        context.upcoming = follows ? context.shared.tasks + at : nullptr;
         context.poll_host();
         Table<K>::call(context.task().variant, *this);
-        if (++at == descriptors) at = 0, parity ^= 1;
       }
       if constexpr (S::level >= 3)
         if (lane == 0)
@@ -245,10 +257,24 @@ struct Loader {
     if constexpr (V::template loads<S>) {
       if (!context.launch.prefetch && !context.wait_for(context.task().waits, context.task().n_waits)) return;
       if (context.lane() == 0) context.recorder.template begin<3>(Phase::load_, context.described->id);
+      // A small tile leaves the memory idle while its events are waited for: the next one's weights go to the L2 then.
+      if constexpr (S::l2_bytes > 0)
+        if (context.launch.prefetch && context.upcoming && V::template tile_bytes<S>(context.task()) <= 2 * S::ring_bytes) {
+          Prefetcher prefetcher{context};
+          Table<K>::call(context.upcoming->task.variant, prefetcher);
+        }
       V::load(context);
       if (context.lane() == 0) context.recorder.template end<3>(Phase::load_, context.described->id);
     }
   }
+
+  struct Prefetcher {
+    LoadContext<S>& context;
+    template <class V>
+    MPK_FN void visit() {
+      if constexpr (V::template loads<S>) V::prefetch(context);
+    }
+  };
 
  private:
   MPK_FN void begin_iteration() {
@@ -293,9 +319,9 @@ constexpr int threads() {
   return 32 * (ConsumerWarps + 1);
 }
 
-template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight = Pages>
+template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight = Pages, int L2Bytes = 0>
 MPK_FN void run_device(const Launch& launch) {
-  using S = Shape<Level, ConsumerWarps, PageBytes, Pages, InFlight>;
+  using S = Shape<Level, ConsumerWarps, PageBytes, Pages, InFlight, L2Bytes>;
   extern __shared__ __align__(1024) char mpk_pages[];
   __shared__ __align__(128) char scratch[Table<K>::template scratch_bytes<S>];
   __shared__ Shared<S> shared;

@@ -59,6 +59,14 @@ struct Attention {
     }
   }
 
+  // Which rows of the caches are read is known only with the step.
+  template <class S>
+  static MPK_FN void prefetch(LoadContext<S>&) {}
+  template <class S>
+  static MPK_FN u32 tile_bytes(const Task&) {
+    return S::ring_bytes;
+  }
+
   // A head after its norm and the rotation of its halves, by one warp: lane l holds elements l, l + 32 … of each half.
   static constexpr int each = divide_up(D / 2, 32);
   static MPK_FN void rotate(const T* from, const T* norm, const float* rope, int lane, float (&low)[each],

@@ -45,6 +45,20 @@ struct Linear {
   static MPK_FN void load(LoadContext<S>& c) {
     Work<S>::load(c);
   }
+  template <class S>
+  static MPK_FN u32 tile_bytes(const Task& task) {
+    return u32(task.tile[1] - task.tile[0]) * u32(Is::streams * K * int(sizeof(T)));
+  }
+  // The weights this tile reads first. Segmented weights stay out: where they begin is not worth another trip to memory.
+  template <class S>
+  static MPK_FN void prefetch(LoadContext<S>& c) {
+    const Task& task = c.upcoming->task;
+    if (c.upcoming->bases[1] == 0) return;
+    u64 row_bytes = u64(K) * sizeof(T);
+    u32 most = min(u32(S::l2_bytes), tile_bytes<S>(task)) / Is::streams / 16 * 16;
+    for (int s = 0; s < Is::streams; ++s)
+      prefetch_weights(c, 1, u64(s * N + task.tile[0]) * row_bytes, most);
+  }
 };
 
 }  // namespace mpk::ops
