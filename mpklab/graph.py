@@ -107,10 +107,21 @@ class Graph(Presented):
         )
 
     def writers(self, tensor: str) -> tuple[Operator, ...]:
-        return tuple(o for o in self.operators if any(o.operands[k] == tensor for k in o.outputs))
+        return self._users[1].get(tensor, ())
 
     def readers(self, tensor: str) -> tuple[Operator, ...]:
-        return tuple(o for o in self.operators if any(o.operands[k] == tensor for k in o.inputs))
+        return self._users[0].get(tensor, ())
+
+    @cached_property
+    def _users(self) -> tuple[dict[str, tuple[Operator, ...]], dict[str, tuple[Operator, ...]]]:
+        """Readers and writers of every tensor, each operator once."""
+        found: tuple[dict[str, dict[str, Operator]], dict[str, dict[str, Operator]]] = ({}, {})
+        for o in self.operators:
+            for users, operands in zip(found, (o.inputs, o.outputs), strict=True):
+                for k in operands:
+                    users.setdefault(o.operands[k], {})[o.name] = o
+        readers, writers = ({t: tuple(by_name.values()) for t, by_name in users.items()} for users in found)
+        return readers, writers
 
     def weight_bytes(self) -> int:
         """Bytes of all weights, parts counted once."""

@@ -310,10 +310,37 @@ def _column(x: Any) -> Any:
     return x[:, None] if isinstance(x, np.ndarray) else x
 
 
+def _varies(r: Range) -> bool:
+    return isinstance(r.lo, np.ndarray) or isinstance(r.hi, np.ndarray) or r.split is not None
+
+
+def _sorted_overlap(p: Range, c: Range, producers: int, consumers: int, delta: int) -> tuple[IntArray, IntArray] | None:
+    """`overlap_ranges` along one axis by bisection, where the producer's tiles lie in order; else None."""
+    p_lo, p_hi = np.broadcast_to(p.lo, producers), np.broadcast_to(p.hi, producers)
+    in_order = (p_lo[1:] >= p_lo[:-1]).all() and (p_hi[1:] >= p_hi[:-1]).all()
+    if p.split or c.split or not in_order or not _possible(p_lo, p_hi, p.pos_hi - p.pos_lo).all():
+        return None
+    c_lo, c_hi = np.broadcast_to(c.lo, consumers), np.broadcast_to(c.hi, consumers)
+    begin, end = np.zeros(consumers, np.int64), np.full(consumers, producers, np.int64)
+    if p.pos_hi <= c.pos_lo:
+        begin = np.searchsorted(p_hi, c_lo + c.pos_lo * delta, "right")
+    if c.pos_hi <= p.pos_lo:
+        end = np.searchsorted(p_lo, c_hi + c.pos_hi * delta, "left")
+    some = (end > begin) & _possible(c_lo, c_hi, c.pos_hi - c.pos_lo)
+    return np.where(some, begin, 0).astype(np.int64), np.where(some, end, 0).astype(np.int64)
+
+
 def overlap_ranges(p: Box, producers: int, c: Box, consumers: int, delta: int) -> tuple[IntArray, IntArray]:
     """For each consumer tile the smallest range of producer tiles that holds all whose boxes may overlap its own."""
+    none = np.zeros(consumers, np.int64)
+    pairs = list(zip(p.ranges, c.ranges, strict=True))
+    varying = [(a, b) for a, b in pairs if _varies(a) or _varies(b)]
+    if not all(bool(_axis_overlap(a, b, delta)) for a, b in pairs if not (_varies(a) or _varies(b))):
+        return none, none
+    if len(varying) == 1 and (ranges := _sorted_overlap(*varying[0], producers, consumers, delta)):
+        return ranges
     hit: Any = np.ones((1, 1), bool)
-    for a, b in zip(p.ranges, c.ranges, strict=True):
+    for a, b in varying:
         hit = hit & _axis_overlap(a, b, delta)
     hit = np.broadcast_to(hit, (consumers, producers))
     some = hit.any(axis=1)

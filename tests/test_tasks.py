@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import time
@@ -15,6 +16,7 @@ import pytest
 from boxes import MACHINE, STARTS, Axis, Piece, Program, Touch, random_program, registered
 
 from mpklab.abi import MAX_WAITS
+from mpklab.bench import compile as compile_bench
 from mpklab.codegen import pack
 from mpklab.dims import Dim
 from mpklab.errors import GraphError, LowerError
@@ -453,3 +455,16 @@ def test_qwen3_8b_is_lowered_verified_and_packed_in_time() -> None:
     seconds = time.process_time() - begin
     assert len(tasks) > 20_000 and sum(e.count for e in tasks.edges) > 3_000_000
     assert seconds < 3, f"{seconds:.2f} s"
+
+
+def test_bench_compile_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    compile_bench.add_arguments(parser)
+    line = f"--model tiny --machine rtx4090 --context 64 --most 1000 --rounds 1 --json {tmp_path / 'bench.json'}"
+    assert compile_bench.main(parser.parse_args(line.split())) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split()[:2] == ["what", "tasks"] and printed[1].startswith("tiny, 128 workers")
+    data = json.loads((tmp_path / "bench.json").read_text())
+    assert {"lower_s", "assign_s", "verify_s", "pack_s", "edges"} <= set(data["rows"][0]) and "versions" in data[
+        "stamp"
+    ]
