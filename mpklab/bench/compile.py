@@ -83,18 +83,18 @@ def measure(
     """Sizes and the best seconds of each stage."""
     best = dict.fromkeys(STAGES, float("inf"))
 
-    def timed(stage: str, call: Callable[[], T]) -> T:
+    def timed(stage: str, call: Callable[..., T], *values: Any, **keywords: Any) -> T:
         begin = time.perf_counter()
-        value = call()
+        value = call(*values, **keywords)
         best[stage] = min(best[stage], time.perf_counter() - begin)
         return value
 
     for _ in range(max(1, rounds)):
         gc.collect()
-        tasks = timed("lower", lambda: lower(graph, machine, tiles=tiles))
-        schedule = timed("assign", lambda: assign(tasks, policy=policy))
-        proved = timed("verify", lambda: verify(schedule))
-        timed("pack", lambda: pack(proved))
+        tasks = timed("lower", lower, graph, machine, tiles=tiles)
+        schedule = timed("assign", assign, tasks, policy=policy)
+        proved = timed("verify", verify, schedule)
+        timed("pack", pack, proved)
     return {
         "name": name,
         "tasks": len(tasks),
