@@ -27,7 +27,7 @@ EPOCHS = 2
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault, for drawing: two tasks, what lies between them, and why it is one (race, hang, count, step)."""
+    """A fault, for drawing: two tasks, what lies between them, and why it is one (race, hang, pool, count, step)."""
 
     kind: str
     consumer: int
@@ -272,6 +272,8 @@ def reach(schedule: Schedule) -> Reach:
     tasks, queues, workers = schedule.tasks, schedule.queues, schedule.workers
     n = len(tasks)
     counted = schedule.handoff != Handoff.worker
+    consumer = np.repeat(np.arange(n), np.diff(tasks.wait_first))
+    counted &= (tasks.need[tasks.wait_event] > 0) | (schedule.worker[consumer] < 0)  # no signal, nothing handed out
     order = in_order(tasks, queues, schedule.drains, counted)
     if len(order) < n:
         raise _circle(schedule, order)
@@ -392,7 +394,7 @@ def _outside(schedule: Schedule, task: int, missing: int) -> ScheduleError:
         f"the schedule may hang: {tasks.task_name(task)} ({schedule.place(task)}) waits for {tasks.task_name(late)} of the "
         "pool outside a drain, where its worker cannot run what is pushed; a drain until an event behind that task must "
         "stand before it",
-        Finding("hang", task, late),
+        Finding("pool", task, late),
     )
 
 
