@@ -79,6 +79,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, text, module in (
         ("demo", "compile SmolLM2-135M, let it answer a question, leave pictures", "mpklab.demo"),
         ("doctor", "say what is there, what is missing, and what would bring it", "mpklab.doctor"),
+        ("profile", "look into a recording", "mpklab.profile_cli"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         if argv[:1] == [name]:
@@ -150,8 +151,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="the prompt as it is, without the model's chat template")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(default: %(default)s)")
     add("--max-new-tokens", type=_count, default=64, metavar="N", help="at most so many (default: %(default)s)")
-    add("--mode", default="static", help="who hands out tasks (default: %(default)s)")
-    add("--policy", default="locality", help="how a static schedule is made (default: %(default)s)")
+    add("--mode", default="static", help="who hands out tasks: static, dynamic or hybrid (default: %(default)s)")
+    add("--policy", metavar="NAME", help="of queues (default locality), or of a dynamic pool: central (default), per_worker")
+    add("--dynamic", metavar="OPS", help="with --mode hybrid: operators to hand out at run time, by name or kind, with commas")
+    add("--early-push", action="store_true", help="hand a task out when all it waits for have been taken, not ended")
     add("--workers", type=_count, metavar="N", help="CPU threads (default: the physical cores this process may use)")
     add("--profile", type=Path, metavar="FILE", help="record the run into this .mpkprof file")
     add("--level", type=int, choices=(1, 2, 3), default=2, help="how much to record (default: %(default)s)")
@@ -165,7 +168,9 @@ def _generate(args: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     machine = None if args.workers is None else mk.Machine.cpu(workers=args.workers)
     quiet = {"report": lambda *_: None} if args.json else {}
-    kernel = mk.compile(args.model, machine=machine, mode=args.mode, policy=args.policy, dtype=args.dtype, **quiet)
+    handout = {"dynamic": tuple(args.dynamic.split(",")) if args.dynamic else (), "early_push": args.early_push}
+    choice = {"mode": args.mode, "policy": args.policy, "handout": {k: v for k, v in handout.items() if v}}
+    kernel = mk.compile(args.model, machine=machine, dtype=args.dtype, **choice, **quiet)
     answer = kernel.generate(
         prompt,
         max_new_tokens=args.max_new_tokens,

@@ -90,7 +90,13 @@ def compile_options(compiler: str, arch: str) -> list[str]:
     if compiler == "nvcc":
         number = arch.removeprefix("sm_")
         return [f"-gencode=arch=compute_{number},code={arch}", "-std=c++20", "-O3", "-lineinfo", "-Xptxas=-v", "-cubin"]
-    return [f"--gpu-architecture={arch}", "--std=c++20", "--device-as-default-execution-space", "--generate-line-info", "--ptxas-options=-v"]
+    return [
+        f"--gpu-architecture={arch}",
+        "--std=c++20",
+        "--device-as-default-execution-space",
+        "--generate-line-info",
+        "--ptxas-options=-v",
+    ]
 
 
 def _include_folders() -> list[str]:
@@ -152,6 +158,31 @@ def _refused(log: str, command: str, folder: Path) -> BuildError:
     return BuildError(
         f"the CUDA compiler failed:\n{first}\nthe whole log is in {folder}/build.log", command, log, str(folder)
     )
+
+
+def resources(log: str) -> dict[str, int]:
+    """Registers, spills and shared memory as ptxas told them; sizes in bytes."""
+    patterns = {
+        "registers": r"Used (\d+) registers",
+        "spill_store_bytes": r"(\d+) bytes spill stores",
+        "spill_load_bytes": r"(\d+) bytes spill loads",
+        "static_shared_bytes": r"(\d+) bytes smem",
+    }
+    return {name: int(m[1]) for name, pattern in patterns.items() if (m := re.search(pattern, log))}
+
+
+def disassembled(file: Path) -> str:
+    """SASS of a cubin; EnvError where the toolkit's cuobjdump is missing."""
+    try:
+        return subprocess.run(
+            ["cuobjdump", "--dump-sass", str(file)], capture_output=True, text=True, check=True
+        ).stdout
+    except FileNotFoundError as error:
+        raise EnvError(
+            "the machine code is shown by cuobjdump, which is not on PATH: it comes with a CUDA toolkit"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise RunError(f"cuobjdump could not read {file}: {error.stderr}") from error
 
 
 @dataclass(frozen=True)

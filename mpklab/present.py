@@ -11,6 +11,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from mpklab.errors import ProfileError, suggest
+
 # class → method → "module:function"; each function takes the value first.
 METHODS: dict[str, dict[str, str]] = {
     "Graph": {
@@ -30,13 +32,18 @@ METHODS: dict[str, dict[str, str]] = {
         "timeline": "mpklab.present:profile_timeline",
         "dag": "mpklab.present:profile_dag",
         "studio": "mpklab.widgets.studio:studio",
-        **{name: f"mpklab.frames:{name}" for name in ("spans", "health", "workers")},
-        **{name: f"mpklab.present:{name}_frame" for name in ("task", "event", "edge", "operator")},
+        "frame": "mpklab.present:frame",
+        "export": "mpklab.exports:export",
+        "to_parquet": "mpklab.exports:to_parquet",
+        **{
+            name: f"mpklab.frames:{name}"
+            for name in ("spans", "health", "workers", "causality", "align", "alignment", "verdict", "query")
+        },
         **{
             name: f"mpklab.analysis:{name}"
             for name in (
                 "bubbles", "blame", "bounds", "critical_path", "utilisation", "overlap", "imbalance", "roofline",
-                "handoff", "steady_state", "diff", "explain", "predicted", "what_if",
+                "handoff", "steady_state", "diff", "explain", "predicted", "what_if", "waits", "iterations", "efficiency",
             )
         },
     },
@@ -83,7 +90,9 @@ _PICTURES: dict[str, Callable[[Any], str]] = {"Graph": _graph_picture}
 
 def profile_timeline(profile: Any, **options: Any) -> Any:
     """One row per worker with its lanes; see widgets.timeline."""
-    return import_module("mpklab.widgets.timeline").timeline(import_module("mpklab.frames").spans(profile), **options)
+    frames = import_module("mpklab.frames")
+    known = {"error_ns": frames.residual(profile), "place": "CPU" if profile.meta.get("backend") == "cpu" else "SM"}
+    return import_module("mpklab.widgets.timeline").timeline(frames.spans(profile), **{**known, **options})
 
 
 def profile_dag(profile: Any, **options: Any) -> Any:
@@ -101,17 +110,10 @@ def tasks_svg(tasks: Any) -> Any:
     return import_module("mpklab.widgets.operator_graph").operator_graph(tasks.graph)
 
 
-def task_frame(profile: Any) -> Any:
-    return import_module("mpklab.frames").tasks(profile)
-
-
-def event_frame(profile: Any) -> Any:
-    return import_module("mpklab.frames").events(profile)
-
-
-def edge_frame(profile: Any) -> Any:
-    return import_module("mpklab.frames").edges(profile)
-
-
-def operator_frame(profile: Any) -> Any:
-    return import_module("mpklab.frames").operators(profile)
+def frame(profile: Any, name: str) -> Any:
+    """A frame by name: spans, tasks, events, workers, operators, edges; `profile.tasks` itself is the raw table."""
+    frames = import_module("mpklab.frames")
+    known = ("spans", "tasks", "events", "workers", "operators", "edges")
+    if name not in known:
+        raise ProfileError(f"no frame {name!r}: {suggest(name, known)}")
+    return getattr(frames, name)(profile)

@@ -20,7 +20,9 @@ class Presented:
         function = present.method(type(self).__name__, name)
         if function is None:
             known = ", ".join(present.methods(type(self).__name__))
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}; from its analyses: {known}")
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}; from its analyses: {known}"
+            )
         return partial(function, self)
 
     def __dir__(self) -> list[str]:

@@ -165,4 +165,3 @@ def advance(node: Node, t: Tensors, tile: list[int]) -> None:
         if at < context:
             t["generated"][b, at] = chosen
         t["done"][b] = int(at + 1 >= int(t["limit"][b]) or at + 1 >= context or chosen in t["eos"].tolist())
-

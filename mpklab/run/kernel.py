@@ -155,6 +155,27 @@ class Kernel(Presented):
     def device_tables(self) -> DeviceTables:
         return self._device_tables
 
+    @property
+    def ptx(self) -> str:
+        """The PTX of a CUDA kernel compiled by NVRTC."""
+        file = self.library().folder / "kernel.ptx"
+        if not file.exists():
+            raise RunError('this kernel has no PTX: it runs on the CPU, or was compiled with compiler="nvcc"')
+        return file.read_text()
+
+    @property
+    def sass(self) -> str:
+        """The machine code, by cuobjdump."""
+        library = self.library()
+        if self.backend != "cuda":
+            raise RunError(f"this kernel runs on the CPU: objdump -d {library.file}")
+        return device.disassembled(library.file)
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """Registers a thread, spilled bytes and static shared memory of a CUDA kernel, from the compiler's log."""
+        return device.resources(self.library().log) if self.backend == "cuda" else {}
+
     def device_facts(self) -> dict[str, Any]:
         """What the stamp says of the device."""
         machine = self.schedule.tasks.machine

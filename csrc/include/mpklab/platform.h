@@ -72,7 +72,11 @@ MPK_FN u64 global_ns() {
   return u64(t.tv_sec) * 1000000000ull + u64(t.tv_nsec);
 }
 #if defined(__x86_64__)
-MPK_FN u64 clock_now() { return __builtin_ia32_rdtsc(); }
+// Behind the fence, or the clock is read while the load before it is still under way and tells a time too early.
+MPK_FN u64 clock_now() {
+  __builtin_ia32_lfence();
+  return __builtin_ia32_rdtsc();
+}
 constexpr u32 clock_unit = u32(Clock::tsc_cycles_);
 #else
 MPK_FN u64 clock_now() { return global_ns(); }
