@@ -27,8 +27,8 @@ demo: setup ## compile SmolLM2-135M to one persistent kernel, let it answer, lea
 test: setup ## run the tests (JOBS=2 at a time; ARGS='-k name' picks some)
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-test-gpu: setup ## run only the tests that need an NVIDIA GPU
-	@$(BIN)/python -m pytest tests/gpu $(ARGS)
+test-gpu: ## run the tests that need an NVIDIA GPU, with the Python at hand and nothing installed
+	@PYTHONPATH=. python3 -m pytest tests/gpu $(ARGS)
 
 lint: setup ## check style: ruff for Python and notebooks, clang-format for C++ and CUDA
 	$(BIN)/ruff check .
