@@ -19,7 +19,7 @@ _HOME = {
     "Handout": "schedule", "POLICIES": "schedule", "Schedule": "schedule", "assign": "schedule",
     "verify": "verifier",
     "Costs": "simulator", "Program": "simulator", "Simulation": "simulator",
-    "predict": "simulator", "simulate": "simulator",
+    "predict": "simulator", "simulate": "simulator", "fit_costs": "calibration",
     "emit": "codegen", "pack": "codegen",
     "Profile": "profile", "Window": "profile", "recording": "profile", "recordings": "profile",
     "cite": "citing",

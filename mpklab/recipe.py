@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mpklab.errors import ProfileError
 from mpklab.graph import Graph
 from mpklab.machine import Machine
 from mpklab.profile import Profile
-from mpklab.schedule import Schedule
+from mpklab.schedule import Drain, Handout, Schedule
 from mpklab.tasks import Plan, lower
 
 KEY = "recipe"  # in Profile.meta
@@ -55,6 +58,10 @@ def meta(schedule: Schedule) -> dict[str, Any]:
     graph: Graph = tasks.graph
     while graph.parent is not None:
         graph = graph.parent
+    made: dict[str, Any] = {"graph": graph.to_json(), "plan": tasks.plan.to_json(), "machine": tasks.machine.to_json()}
+    if schedule.handout is not None and schedule.home is not None:
+        made["handout"], made["home"] = asdict(schedule.handout), schedule.home.tolist()
+        made["drains"] = [[[d.position, d.event] for d in row] for row in schedule.drains]
     return {
         "graph": tasks.graph.name,
         "backend": tasks.machine.backend,
@@ -62,7 +69,7 @@ def meta(schedule: Schedule) -> dict[str, Any]:
         "policy": schedule.policy,
         "workers": schedule.workers,
         **{k: v for k, v in tasks.graph.meta.items() if isinstance(v, str | int | float)},
-        KEY: {"graph": graph.to_json(), "plan": tasks.plan.to_json(), "machine": tasks.machine.to_json()},
+        KEY: made,
     }
 
 
@@ -72,17 +79,42 @@ def hashes(schedule: Schedule) -> dict[str, str]:
     return {"graph": tasks.graph.hash, "plan": tasks.plan.hash, "schedule": schedule.hash}
 
 
+def machine_of(profile: Profile) -> Machine | None:
+    """The machine that a profile's tasks were lowered for, where its recipe says."""
+    found = profile.meta.get(KEY)
+    if not isinstance(found, Mapping) or not isinstance(found.get("machine"), Mapping):
+        return None
+    try:
+        fields = dict(found["machine"])
+        pair = [int(x) for x in fields["capability"]]
+        return Machine(**{**fields, "capability": (pair[0], pair[1]), "cpus": tuple(fields["cpus"])})
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ProfileError(f"the profile's recipe describes no machine: {error!r}") from error
+
+
+def handed_out(
+    profile: Profile,
+) -> tuple[Handout | None, npt.NDArray[np.int64] | None, tuple[tuple[Drain, ...], ...]]:
+    """How tasks reached workers at run time, as `Schedule` keeps it; None, None and () for queues alone."""
+    found = profile.meta.get(KEY)
+    if not isinstance(found, Mapping) or "handout" not in found:
+        return None, None, ()
+    try:
+        drains = tuple(tuple(Drain(int(p), int(e)) for p, e in row) for row in found["drains"])
+        return Handout(**found["handout"]), np.array(found["home"], np.int64), drains
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProfileError(f"the profile's recipe is not complete: {error!r}") from error
+
+
 def schedule_of(profile: Profile) -> Schedule:
     """The schedule that a profile recorded, lowered again from its recipe; ProfileError when it has none that fits."""
-    found = profile.meta.get(KEY)
-    if not isinstance(found, dict):
+    found, machine = profile.meta.get(KEY), machine_of(profile)
+    if machine is None or not isinstance(found, Mapping):
         raise ProfileError(
             "the profile holds no recipe (graph, plan and machine), so its schedule cannot be made again"
         )
     try:
-        machine = {**found["machine"], "capability": tuple(found["machine"]["capability"])}
-        machine["cpus"] = tuple(machine.get("cpus", ()))
-        tasks = lower(Graph.from_json(found["graph"]), Machine(**machine), Plan.from_json(found["plan"]))
+        tasks = lower(Graph.from_json(found["graph"]), machine, Plan.from_json(found["plan"]))
         mode, policy = str(profile.meta["mode"]), str(profile.meta["policy"])
     except (KeyError, TypeError) as error:
         raise ProfileError(f"the profile's recipe is not complete: {error!r}") from error
@@ -91,4 +123,4 @@ def schedule_of(profile: Profile) -> Schedule:
         raise ProfileError(
             f"the profile has {len(worker)} tasks, but its recipe now makes {len(tasks)}: this version lowers differently"
         )
-    return Schedule(tasks, mode, policy, profile.n_workers, worker, position)
+    return Schedule(tasks, mode, policy, profile.n_workers, worker, position, *handed_out(profile))

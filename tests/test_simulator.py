@@ -14,13 +14,18 @@ from hypothesis import strategies as st
 
 import mpklab as mk
 from mpklab import abi, frames, recipe
-from mpklab.simulator import Costs, Drain, Handout, KindCost, Program, Timeline, Work, predict, run
+from mpklab.schedule import POOLS, PRIORITIES, Drain, Handout
+from mpklab.simulator import Costs, KindCost, Program, Timeline, Work, predict, run
 
 FREE = Costs()
 
 
 def program(
-    after: Sequence[Sequence[int]], queues: Sequence[Sequence[int | Drain]], pool: Sequence[int] = (), step: int = -1, **more
+    after: Sequence[Sequence[int]],
+    queues: Sequence[Sequence[int | Drain]],
+    pooled: Sequence[bool] = (),
+    step: int = -1,
+    **more,
 ) -> Program:
     """Task i waits for the events of tasks after[i] (negative: of the iteration before); each task has its own event."""
     n = len(after)
@@ -35,9 +40,10 @@ def program(
         signal_first=np.arange(n + 1),
         signal_event=np.arange(n),
         need=np.ones(n, np.int64),
-        pool=np.array(pool or [-1] * n),
+        pooled=np.array(pooled or [False] * n),
         home=np.full(n, -1),
         priority=np.zeros(n),
+        handout=Handout(),
         step_task=step,
     )
     return replace(made, **more)
@@ -183,9 +189,9 @@ def dynamic(after: Sequence[Sequence[int]], workers: int, step: int = -1, **hand
     return program(after, [], step=step).as_dynamic(workers, Handout(**handout))
 
 
-@pytest.mark.parametrize("queue", ["central", "worker"])
-def test_what_becomes_ready_is_pushed_queued_and_popped(queue: str) -> None:
-    t = play(dynamic([[], [0]], 1, queue=queue), [10, 20], LATE)
+@pytest.mark.parametrize("pool", ["central", "per_worker"])
+def test_what_becomes_ready_is_pushed_queued_and_popped(pool: str) -> None:
+    t = play(dynamic([[], [0]], 1, pool=pool), [10, 20], LATE)
     # popped at once: 2 · runs 10 · push 3, queue 5, pop 2 · runs 20
     assert t.issue[0].tolist() == [2, 22]
     assert t.pushed[0].tolist() == [15, 42]
@@ -196,9 +202,9 @@ def test_what_becomes_ready_is_pushed_queued_and_popped(queue: str) -> None:
 
 def test_a_pop_costs_no_handoff_but_an_early_one_waits() -> None:
     after = [[], [0]]
-    assert play(dynamic(after, 2, queue="central"), [100, 20], LATE).begin[0, 1] == 2 + 100 + 3 + 5 + 2
+    assert play(dynamic(after, 2, pool="central"), [100, 20], LATE).begin[0, 1] == 2 + 100 + 3 + 5 + 2
     # Handed out when task 0 was popped, it waits on the other worker for the event and its hand-off.
-    t = play(dynamic(after, 2, queue="central", early_push=True), [100, 20], LATE)
+    t = play(dynamic(after, 2, pool="central", early_push=True), [100, 20], LATE)
     assert t.issue[0].tolist() == [5, 12]
     assert t.begin[0, 1] == 105 + 50
 
@@ -206,7 +212,7 @@ def test_a_pop_costs_no_handoff_but_an_early_one_waits() -> None:
 def test_one_worker_pops_ahead_only_as_far_as_it_may() -> None:
     after = [[] for _ in range(6)]
     for bound in range(3):
-        p = dynamic(after, 2, queue="central", pop_ahead=bound)
+        p = dynamic(after, 2, pool="central", pop_ahead=bound)
         t = play(p, [100, 10, 10, 10, 10, 10])
         # Worker 0 runs the long task and sits on what it popped ahead.
         assert (t.worker[0] == 0).sum() == 1 + bound
@@ -225,8 +231,8 @@ def test_pop_ahead_lets_the_loader_work() -> None:
 def test_priorities_put_the_long_path_first() -> None:
     after = [[], [], [], [2]]  # 2 → 3 is long
     ns = [30, 30, 10, 60]
-    plain = dynamic(after, 1, queue="central", pop_ahead=0)
-    first = dynamic(after, 2, queue="central", pop_ahead=0, by_priority=True).with_priorities(ns)
+    plain = dynamic(after, 1, pool="central", pop_ahead=0)
+    first = dynamic(after, 2, pool="central", pop_ahead=0, priority="critical_path").with_priorities(ns)
     assert first.priority.tolist() == [30, 30, 70, 60]
     assert play(replace(plain, queues=((Drain(0),),) * 2), ns).makespan_ns == 30 + 10 + 60
     assert play(first, ns).makespan_ns == 10 + 60
@@ -234,20 +240,20 @@ def test_priorities_put_the_long_path_first() -> None:
 
 def test_per_worker_queues_keep_tasks_at_home_and_central_ones_do_not() -> None:
     after = [[] for _ in range(4)]
-    p = replace(dynamic(after, 2, queue="worker", pop_ahead=0), home=np.zeros(4, int))
+    p = replace(dynamic(after, 2, pool="per_worker", pop_ahead=0), home=np.zeros(4, int))
     assert (play(p, [10] * 4).worker == 0).all()
-    assert play(dynamic(after, 2, queue="worker", pop_ahead=0), [10] * 4).worker[0].tolist() == [0, 1, 0, 1]
-    assert play(dynamic(after, 2, queue="central", pop_ahead=0), [10] * 4).makespan_ns == 20
+    assert play(dynamic(after, 2, pool="per_worker", pop_ahead=0), [10] * 4).worker[0].tolist() == [0, 1, 0, 1]
+    assert play(dynamic(after, 2, pool="central", pop_ahead=0), [10] * 4).makespan_ns == 20
 
 
 def test_pops_of_one_queue_follow_each_other() -> None:
-    p = dynamic([[] for _ in range(3)], 3, queue="central", pop_ahead=0)
+    p = dynamic([[] for _ in range(3)], 3, pool="central", pop_ahead=0)
     assert play(p, [10] * 3, Costs(pop_ns=2, serial_ns=6)).issue[0].tolist() == [2, 8, 14]
 
 
 def test_dynamic_iterations_are_apart() -> None:
     for step in (-1, 1):
-        t = play(dynamic([[], [0]], 2, step=step, queue="central"), [10, 20], LATE, 3)
+        t = play(dynamic([[], [0]], 2, step=step, pool="central"), [10, 20], LATE, 3)
         assert np.nanmax(t.end[0]) < t.begin[1].min()
         assert np.nanmax(t.end[1]) < t.begin[2].min()
 
@@ -255,8 +261,8 @@ def test_dynamic_iterations_are_apart() -> None:
 def test_a_drain_ends_with_its_event() -> None:
     # Worker 0: task 0, then pool tasks until event 3 (of task 3), then task 4. Worker 1 the same pool, then task 5.
     after = [[], [0], [0], [1, 2], [3], [3]]
-    queues = [[0, Drain(0, 3), 4], [Drain(0, 3), 5]]
-    p = program(after, queues, pool=[-1, 0, 0, 0, -1, -1], handout=Handout("central", pop_ahead=0))
+    queues = [[0, Drain(1, 3), 4], [Drain(1, 3), 5]]
+    p = program(after, queues, pooled=[False, True, True, True, False, False], handout=Handout("central", pop_ahead=0))
     t = play(p, [10, 20, 20, 5, 7, 7], Costs(handoff_ns={"counter": 2}))
     assert sorted(t.worker[0, 1:3].tolist()) == [0, 1]
     assert t.begin[0, 4] == t.begin[0, 5] == 10 + 20 + 5 + 2
@@ -281,7 +287,7 @@ def programs(draw: st.DrawFn) -> tuple[Program, np.ndarray, Costs, int]:
     p = program(after, queues, step=n - 1 if step else -1)
     mode = draw(st.sampled_from(["static", "dynamic", "hybrid"]))
     handout = Handout(
-        draw(st.sampled_from(["central", "worker"])), draw(st.booleans()), draw(st.integers(0, 2)), draw(st.booleans())
+        draw(st.sampled_from(POOLS)), draw(st.booleans()), draw(st.integers(0, 2)), draw(st.sampled_from(PRIORITIES))
     )
     ns = np.array(draw(st.lists(st.integers(0, 50), min_size=n, max_size=n)), float)
     if mode == "static":
@@ -294,7 +300,7 @@ def programs(draw: st.DrawFn) -> tuple[Program, np.ndarray, Costs, int]:
         last = list(range(cut - 1))
         after = [*after[: cut - 1], last, *after[cut:]]
         queues = [[Drain(0, cut - 1), *(t for t in q if not isinstance(t, Drain) and t >= cut)] for q in queues]
-        made = program(after, queues, pool=[0] * cut + [-1] * (n - cut), step=p.step_task, handout=handout)
+        made = program(after, queues, pooled=[True] * cut + [False] * (n - cut), step=p.step_task, handout=handout)
         p = replace(made, home=np.where(np.arange(n) < cut, np.array(place), -1)).with_priorities(ns)
     latency = st.sampled_from([0.0, 1.0, 13.0])
     names = ("fetch_ns", "wait_ns", "signal_ns", "step_ns", "push_ns", "queue_ns", "pop_ns", "serial_ns")
@@ -323,7 +329,7 @@ def test_every_schedule_obeys_the_rules(made: tuple[Program, np.ndarray, Costs, 
             event, lag = int(p.wait_event[k]), int(p.wait_lag[k])
             for it in range(lag, iterations):
                 assert t.begin[it, task] >= t.signalled[it - lag, event]
-                if p.handoff[k] == abi.Handoff.counter and (p.pool[task] < 0 or p.handout.early_push):
+                if p.handoff[k] == abi.Handoff.counter and (not p.pooled[task] or p.handout.early_push):
                     late = t.signalled[it - lag, event] + costs.handoff_ns["counter"]
                     assert t.begin[it, task] >= min(late, t.fetched[it, task] + late)
     # Workers do one thing at a time, in the order that their clocks say.
@@ -332,7 +338,7 @@ def test_every_schedule_obeys_the_rules(made: tuple[Program, np.ndarray, Costs, 
         order = np.argsort(t.order[mine])
         begin, end = t.issue[mine][order], t.pushed[mine][order]
         assert (begin[1:] >= end[:-1]).all()
-        if not p.pool.max() >= 0:
+        if not p.pooled.any():
             assert np.nonzero(mine)[1][order].tolist() == list(p.queues[w]) * iterations
     if p.step_task >= 0:
         gates = t.signalled[:-1, p.step_task]
@@ -422,8 +428,8 @@ def test_given_durations_replace_the_model(schedule: mk.Schedule) -> None:
 def test_slips_are_answered(schedule: mk.Schedule) -> None:
     with pytest.raises(mk.ScheduleError, match="unknown mode 'dynamik'"):
         mk.simulate(schedule, mode="dynamik")
-    with pytest.raises(mk.ScheduleError, match="unknown kind of queue"):
-        Handout(queue="cental")
+    with pytest.raises(mk.ScheduleError, match="unknown pool"):
+        Handout(pool="cental")
     with pytest.raises(mk.ScheduleError, match="pop_ahead"):
         Handout(pop_ahead=-1)
     with pytest.raises(mk.ScheduleError, match="at least 1"):

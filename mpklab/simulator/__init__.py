@@ -2,13 +2,11 @@
 
 from mpklab.simulator.costs import Costs, KindCost, Work, traffic, work
 from mpklab.simulator.engine import Timeline, run
-from mpklab.simulator.program import Drain, Handout, Program
+from mpklab.simulator.program import Program
 from mpklab.simulator.simulation import Simulation, predict, simulate
 
 __all__ = [
     "Costs",
-    "Drain",
-    "Handout",
     "KindCost",
     "Program",
     "Simulation",

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from mpklab.abi import Handoff
 from mpklab.errors import ScheduleError
+from mpklab.schedule import ITERATION, Drain
 from mpklab.simulator.bandwidth import NEVER, STOPPED, Bandwidth
 from mpklab.simulator.costs import Costs, Work
 from mpklab.simulator.pools import Pool
-from mpklab.simulator.program import ITERATION, Drain, Program
+from mpklab.simulator.program import Program
 
 F64 = npt.NDArray[np.float64]
 _PUBLISH, _START, _POP, _ARRIVE = range(4)  # what an entry of the engine's heap stands for
@@ -132,30 +133,27 @@ class _Engine:
         self.opened = [0.0] + [-1.0] * iterations  # when each iteration's StepControl was published
         self.asleep: list[list[tuple[int, float]]] = [[] for _ in range(iterations + 1)]  # waiting for it
         self.done_tasks = [0] * iterations
-        self._set_up_pools()
+        self._set_up_pool()
 
-    def _set_up_pools(self) -> None:
+    def _set_up_pool(self) -> None:
         p = self.p
-        pool = self.pool = p.pool.tolist()
-        self.pools = [
-            Pool(self.n_workers, p.handout, p.home.tolist(), p.priority.tolist())
-            for _ in range(max(pool, default=-1) + 1)
-        ]
-        self.dynamic = bool(self.pools)
-        self.early = p.handout.early_push
+        pooled = self.pooled = p.pooled.tolist()
+        self.dynamic = any(isinstance(e, Drain) for q in p.queues for e in q)
+        self.pool = Pool(self.n_workers, p.handout, p.home.tolist(), p.priority.tolist())
+        self.early = self.dynamic and p.handout.early_push
+        self.pop_ahead = p.handout.pop_ahead
+        self.loads = self.costs.ring_bytes > 0  # a loader also pops ahead, while its worker computes
         self.held: list[deque[int]] = [deque() for _ in range(self.n_workers)]
-        self.drains = [[e if isinstance(e, Drain) else None for e in q] for q in p.queues]
-        self.watched = {d.event for q in self.drains for d in q if d is not None}
+        self.watched = {e.event for q in p.queues for e in q if isinstance(e, Drain)}
         self.triggers: list[list[int]] = [[] for _ in self.need]
         first: list[int] = [0] * self.n
-        if self.dynamic:
-            for task in range(self.n):
-                if pool[task] >= 0:
-                    for k in range(self.wait_first[task], self.wait_first[task + 1]):
-                        if self.wait_lag[k] == 0:
-                            self.triggers[self.wait_event[k]].append(task)
-                            first[task] += 1
-        self.at_once = [t for t in range(self.n) if pool[t] >= 0 and not first[t]]
+        for task in range(self.n):
+            if pooled[task]:
+                for k in range(self.wait_first[task], self.wait_first[task + 1]):
+                    if self.wait_lag[k] == 0:
+                        self.triggers[self.wait_event[k]].append(task)
+                        first[task] += 1
+        self.at_once = [t for t in range(self.n) if pooled[t] and not first[t]]
         self.missing = first * self.iterations if self.dynamic else []
         self.promised = [0] * len(self.count) if self.early else []
 
@@ -163,8 +161,7 @@ class _Engine:
 
     def go(self) -> None:
         for task in self.at_once:  # the host fills the queues before it launches
-            pool = self.pools[self.pool[task]]
-            pool.push(pool.place(task), task)
+            self.pool.push(self.pool.place(task), task)
         for w in range(self.n_workers):
             if self.p.queues[w]:
                 self._enter(w, 0.0)
@@ -242,8 +239,6 @@ class _Engine:
         self.clock += 1
         self.order[inst] = self.clock
         self.issue[inst] = t
-        if self.early and self.pool[task] < 0:
-            t = self._promise(task, it, t)
         t += self.fetch[task]
         self.fetched[inst] = t
         self._wait(w, task, self.wait_first[task], t)
@@ -252,7 +247,7 @@ class _Engine:
         """Pass the task's waits from the k-th on; where one has not happened, its event comes back here."""
         it = self.iteration[w]
         # What a pop handed over after its events is seen with the pop.
-        seen = self.pool[task] >= 0 and not self.early
+        seen = self.pooled[task] and not self.early
         while k < self.wait_first[task + 1]:
             epoch, kind = it - self.wait_lag[k], self.handoff[k]
             if epoch >= 0 and kind != _OWN:
@@ -266,6 +261,8 @@ class _Engine:
                     t = happened + self.latency[kind]
             self.waited[it * self.n_waits + k] = t
             k += 1
+        if self.early and not self.pooled[task]:
+            t = self._promise(task, it, t)
         t += self.gather[task]
         inst = it * self.n + task
         self.begin[inst] = t
@@ -339,8 +336,7 @@ class _Engine:
     def _open(self, it: int, t: float) -> float:
         """StepControl of the next iteration stands, or, where there is none, the last task of this one is done."""
         self.opened[it] = t
-        for pool in self.pools:
-            pool.hungry.clear()  # nobody runs a task any more: what comes now is the next iteration's
+        self.pool.hungry.clear()  # nobody runs a task any more: what comes now is the next iteration's
         if it < self.iterations and self.at_once:
             t = self._push(self.at_once, it, t)
         for w, since in self.asleep[it]:
@@ -385,35 +381,52 @@ class _Engine:
         return self._push(ready, it, t) if ready else t
 
     def _drain(self, w: int) -> None:
-        t, drain = self.now, self.drains[w][self.at[w]]
-        assert drain is not None
+        """A worker in a drain is free, now: it runs what it holds, else what it can pop, else it idles."""
+        t, drain, pool = self.now, self._drain_of(w), self.pool
         happened = self._drain_ended(drain, self.iteration[w])
         if happened >= 0:
             self._leave_drain(w, t, happened + self._drain_latency(drain))
-            return
-        if self.held[w]:
-            task = self.held[w].popleft()
-            self._take(w, task, t)
-            self._pop_ahead(w)
-            return
-        pool = self.pools[drain.pool]
-        pool.hungry.pop(w, None)
-        task = pool.pop(pool.queue_of(w))
-        if task < 0:
-            pool.idle[w] = t
+        elif self.held[w]:
+            self._run_held(w, t)
         else:
-            self._popped(w, task, t, t)
+            pool.hungry.pop(w, None)
+            task = pool.pop(pool.queue_of(w))
+            if task < 0:
+                pool.idle[w] = t
+            else:
+                self._popped(w, task, t, t)
+
+    def _drain_of(self, w: int) -> Drain:
+        entry = self.p.queues[w][self.at[w]]
+        assert isinstance(entry, Drain)
+        return entry
 
     def _popped(self, w: int, task: int, since: float, t: float) -> None:
         """The worker, idle since some time, takes a task off its queue at t."""
-        pool = self.pools[self.pool[task]]
-        queue = pool.queue_of(w)
-        t = max(t, pool.free_at[queue])
-        pool.free_at[queue] = t + self.costs.serial_ns
+        queue = self.pool.queue_of(w)
+        t = max(t, self.pool.free_at[queue])
+        self.pool.free_at[queue] = t + self.costs.serial_ns
         t = self._bound(w, task, t + self.costs.pop_ns)
         self._note_pop(w, since, t)
+        self.held[w].append(task)
+        self._run_held(w, t)
+
+    def _run_held(self, w: int, t: float) -> None:
+        """Run the oldest task that the worker holds, after taking more ahead of their turn."""
+        pool, held = self.pool, self.held[w]
+        task = held.popleft()
+        while len(held) < self.pop_ahead:
+            another = pool.pop(pool.queue_of(w))
+            if another < 0:
+                if self.loads:
+                    pool.hungry[w] = None
+                break
+            held.append(another)
+            if self.loads:
+                self._bound(w, another, self.now)
+            else:
+                t = self._bound(w, another, t + self.costs.pop_ns)
         self._take(w, task, t)
-        self._pop_ahead(w)
 
     def _bound(self, w: int, task: int, t: float) -> float:
         """A task belongs to a worker from now on: its loader may begin, and what depends on it may be handed out."""
@@ -429,22 +442,9 @@ class _Engine:
         self.pop_ns.append((begin, end))
         self.pop_iteration.append(self.iteration[w])
 
-    def _pop_ahead(self, w: int) -> None:
-        """Take tasks beyond the running one; a loader's job, so it costs the worker no time."""
-        drain = self.drains[w][self.at[w]]
-        assert drain is not None
-        pool = self.pools[drain.pool]
-        while len(self.held[w]) < self.p.handout.pop_ahead:
-            task = pool.pop(pool.queue_of(w))
-            if task < 0:
-                pool.hungry[w] = None
-                return
-            self.held[w].append(task)
-            self._bound(w, task, self.now)
-
     def _arrive(self, task: int) -> None:
         """A pushed task can be popped from now on."""
-        pool = self.pools[self.pool[task]]
+        pool = self.pool
         queue = pool.place(task)
         w = pool.taker(queue, pool.idle)
         if w >= 0:
@@ -456,7 +456,7 @@ class _Engine:
             return
         self.held[w].append(task)
         self._bound(w, task, self.now)
-        if len(self.held[w]) >= self.p.handout.pop_ahead:
+        if len(self.held[w]) >= self.pop_ahead:
             pool.hungry.pop(w, None)
 
     def _drain_ended(self, drain: Drain, it: int) -> float:
@@ -467,19 +467,17 @@ class _Engine:
 
     def _end_drains(self, event: int, t: float) -> None:
         """Workers that idle in a drain until this event go on."""
-        for pool in self.pools:
-            for w in list(pool.idle):
-                drain = self.drains[w][self.at[w]]
-                if drain is not None and drain.event == event and self._drain_ended(drain, self.iteration[w]) >= 0:
-                    self._leave_drain(w, pool.idle.pop(w), t + self._drain_latency(drain))
+        for w in list(self.pool.idle):
+            drain = self._drain_of(w)
+            if drain.event == event and self._drain_ended(drain, self.iteration[w]) >= 0:
+                self._leave_drain(w, self.pool.idle.pop(w), t + self._drain_latency(drain))
 
     def _leave_drain(self, w: int, since: float, until: float) -> None:
         """A worker that found nothing since some time hears that the drain is over."""
         t = max(since, until)
         if t > since:
             self._note_pop(w, since, t)
-        for pool in self.pools:
-            pool.hungry.pop(w, None)
+        self.pool.hungry.pop(w, None)
         self.at[w] += 1
         if self.ring:
             self._bind_run(w)
@@ -489,7 +487,7 @@ class _Engine:
         """Tell the loader of the queue's tasks up to the next drain; without drains, of the next iteration's too."""
         it, queue = self.iteration[w], self.p.queues[w]
         runs = [(it, self.at[w])]
-        if self.drains[w].count(None) == len(queue):
+        if not any(isinstance(e, Drain) for e in queue):
             if it > 0:
                 return  # all were bound at the first
             runs = [(i, 0) for i in range(self.iterations)]

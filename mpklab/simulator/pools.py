@@ -6,7 +6,7 @@ import heapq
 from collections import deque
 from collections.abc import Sequence
 
-from mpklab.simulator.program import Handout
+from mpklab.schedule import Handout
 
 
 class Pool:
@@ -17,8 +17,8 @@ class Pool:
     """
 
     def __init__(self, workers: int, handout: Handout, home: Sequence[int], priority: Sequence[float]):
-        self._central = handout.queue == "central"
-        self._priority = priority if handout.by_priority else None
+        self._central = handout.pool == "central"
+        self._priority = priority if handout.priority != "fifo" else None
         self._home, self._turn, self._workers = home, 0, workers
         n = 1 if self._central else workers
         self._fifo: list[deque[int]] = [deque() for _ in range(n)]

@@ -3,50 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mpklab import recipe
 from mpklab.abi import Handoff
-from mpklab.errors import ScheduleError, suggest
+from mpklab.errors import ProfileError, ScheduleError, suggest
+from mpklab.ops import REGISTRY
 from mpklab.profile import Profile
-from mpklab.schedule import Schedule
+from mpklab.schedule import Drain, Handout, Schedule
 
 IntArray = npt.NDArray[np.int64]
-MODES = ("static", "dynamic")
-QUEUES = ("worker", "central")
-ITERATION = -1  # as a drain's event: until the iteration is over
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """A queue entry: run tasks of a pool until an event happened (ITERATION: until the iteration is over)."""
-
-    pool: int
-    event: int = ITERATION
-
-
-@dataclass(frozen=True, slots=True)
-class Handout:
-    """How tasks of a pool reach workers at run time.
-
-    queue: "worker" (a queue each, filled by the tasks' home workers or in turn) or "central". early_push: a task is
-    handed out when all its producers were popped, not when they are done, and then waits. pop_ahead: tasks that a
-    worker may take beyond the one it runs. by_priority: the ready task of highest priority first, not the oldest.
-    """
-
-    queue: str = "worker"
-    early_push: bool = False
-    pop_ahead: int = 1
-    by_priority: bool = False
-
-    def __post_init__(self) -> None:
-        if self.queue not in QUEUES:
-            raise ScheduleError(f"unknown kind of queue {self.queue!r}: {suggest(self.queue, QUEUES)}")
-        if not isinstance(self.pop_ahead, int) or self.pop_ahead < 0:
-            raise ScheduleError(f"pop_ahead must be a count from 0, not {self.pop_ahead!r}")
+MODES = ("static", "dynamic")  # that a schedule of another mode can be played in
 
 
 @dataclass(frozen=True)
@@ -54,9 +25,10 @@ class Program:
     """Tasks, events and workers as plain arrays, from a schedule, a profile, or by hand.
 
     wait_first i64[n + 1] into wait_event, wait_lag, handoff (abi.Handoff) · signal_first, signal_event likewise ·
-    need i64[events] · queues: per worker a sequence of task ids and `Drain`s, walked once per iteration · pool i64[n]:
-    the pool that hands a task out, -1 for those in queues · home i64[n]: the worker whose queue it is pushed to, -1 for
-    each in turn · priority f64[n] · step_task: publishes the next iteration's StepControl, -1 for none.
+    need i64[events] · queues: per worker a sequence of task ids and `Drain`s, walked once per iteration · pooled
+    bool[n]: tasks that are handed out at run time, as `handout` says · home i64[n]: the worker whose queue such a task is
+    pushed to where there is one per worker, -1 for each in turn · priority f64[n]: the ready task of the highest goes
+    first, the oldest of equals · step_task: publishes the next iteration's StepControl, -1 for none.
     """
 
     queues: tuple[tuple[int | Drain, ...], ...]
@@ -67,11 +39,11 @@ class Program:
     signal_first: IntArray
     signal_event: IntArray
     need: IntArray
-    pool: IntArray
+    pooled: npt.NDArray[np.bool_]
     home: IntArray
     priority: npt.NDArray[np.float64]
+    handout: Handout
     step_task: int = -1
-    handout: Handout = field(default_factory=Handout)
 
     @property
     def n_tasks(self) -> int:
@@ -85,35 +57,44 @@ class Program:
     def of_schedule(schedule: Schedule, mode: str | None = None, handout: Handout | None = None) -> Program:
         """The program of a schedule, as it is or in another mode (its placement then says where tasks are at home)."""
         t = schedule.tasks
-        mode = mode or schedule.mode
         program = Program(
-            queues=tuple(tuple(q.tolist()) for q in schedule.queues) if mode == "static" else (),
+            queues=entries(schedule.queues, schedule.drains),
             wait_first=t.wait_first,
             wait_event=t.wait_event,
             wait_lag=t.wait_lag,
-            handoff=schedule.handoff if mode == "static" else np.full(len(t.wait_event), Handoff.counter, np.uint8),
+            handoff=schedule.handoff,
             signal_first=t.signal_first,
             signal_event=t.signal_event,
             need=t.need,
-            pool=np.full(len(t), -1, np.int64),
-            home=schedule.worker,
-            priority=np.zeros(len(t)),
+            pooled=schedule.worker < 0,
+            home=schedule.worker if schedule.home is None else schedule.home,
+            priority=-(schedule.ring % schedule.handout.classes).astype(float)
+            if schedule.handout
+            else np.zeros(len(t)),
+            handout=schedule.handout or Handout(),
             step_task=t.step_task,
         )
-        return program if mode == "static" else program.as_dynamic(schedule.workers, handout, mode)
+        if mode is None or mode == schedule.mode:
+            return program if handout is None else replace(program, handout=handout)
+        if mode == "static":
+            raise ScheduleError("a schedule that leaves tasks to be handed out has no place for them in static queues")
+        return program.as_dynamic(schedule.workers, handout, mode)
 
     @staticmethod
-    def of_profile(profile: Profile, steps: Sequence[str] = ("advance",)) -> Program:
-        """The program that a profile recorded; `steps` are the operator kinds whose task publishes StepControl."""
+    def of_profile(profile: Profile) -> Program:
+        """The program that a profile recorded; how tasks of a pool are handed out is in its recipe."""
         tasks, waits, signals = profile.tasks, profile.waits, profile.signals
         n = profile.n_tasks
         worker, position = tasks["worker"].astype(np.int64), tasks["position"].astype(np.int64)
         order = np.lexsort((position, worker))
         order = order[worker[order] >= 0]
         cuts = np.searchsorted(worker[order], np.arange(1, profile.n_workers))
-        step = [i for i, o in enumerate(profile.operators) if o["op"] in steps]
+        steps = [i for i, o in enumerate(profile.operators) if o["op"] in REGISTRY.ops and REGISTRY.ops[o["op"]].step]
+        handout, home, drains = recipe.handed_out(profile)
+        if handout is not None and (home is None or len(home) != n or len(drains) != profile.n_workers):
+            raise ProfileError("the profile's recipe of what was handed out does not fit its tasks and workers")
         program = Program(
-            queues=tuple(tuple(q.tolist()) for q in np.split(order, cuts)),
+            queues=entries(np.split(order, cuts), drains),
             wait_first=waits["wait_begin"].astype(np.int64),
             wait_event=waits["wait_event"].astype(np.int64),
             wait_lag=waits["wait_lag"].astype(np.int64),
@@ -121,12 +102,13 @@ class Program:
             signal_first=signals["signal_begin"].astype(np.int64),
             signal_event=signals["signal_event"].astype(np.int64),
             need=np.bincount(signals["signal_event"], minlength=profile.n_events).astype(np.int64),
-            pool=np.full(n, -1, np.int64),
-            home=worker,
+            pooled=worker < 0,
+            home=worker if home is None else home,
             priority=np.zeros(n),
-            step_task=int(profile.task_first[step[0]]) if step else -1,
+            handout=handout or Handout(),
+            step_task=int(profile.task_first[steps[0]]) if steps else -1,
         )
-        if (worker < 0).any():
+        if (worker < 0).any() and handout is None:
             return program.as_dynamic(profile.n_workers)
         return replace(program, handoff=program.place_handoffs(worker, position))
 
@@ -140,7 +122,7 @@ class Program:
         np.maximum.at(high, self.signal_event, worker[signaller])
         np.maximum.at(last, self.signal_event, position[signaller])
         e = self.wait_event
-        own = (low[e] == high[e]) & (low[e] == worker[consumer])
+        own = (low[e] == high[e]) & (low[e] == worker[consumer]) & (low[e] >= 0)
         own &= (self.wait_lag == 1) | (last[e] < position[consumer])
         return np.where(own, int(Handoff.worker), int(Handoff.counter)).astype(np.uint8)
 
@@ -154,19 +136,19 @@ class Program:
         made = replace(
             self,
             queues=tuple(tuple(int(t) for t in q) for q in queues),
-            pool=np.full(self.n_tasks, -1, np.int64),
+            pooled=np.zeros(self.n_tasks, bool),
             home=worker,
         )
         return replace(made, handoff=made.place_handoffs(worker, position))
 
     def as_dynamic(self, workers: int, handout: Handout | None = None, mode: str = "dynamic") -> Program:
-        """The same tasks, all handed out at run time from one pool."""
+        """The same tasks, all handed out at run time."""
         if mode not in MODES:
             raise ScheduleError(f"unknown mode {mode!r}: {suggest(mode, MODES)}")
         return replace(
             self,
             queues=((Drain(0),),) * workers,
-            pool=np.zeros(self.n_tasks, np.int64),
+            pooled=np.ones(self.n_tasks, bool),
             home=np.where(self.home < workers, self.home, -1),
             handoff=np.full(len(self.wait_event), Handoff.counter, np.uint8),
             handout=handout or self.handout,
@@ -174,10 +156,9 @@ class Program:
 
     def with_priorities(self, seconds: Any) -> Program:
         """Priority = the longest path of durations still ahead of a task, through this iteration's events."""
-        order = self._order()
         ahead = np.zeros(self.n_tasks)
         event_ahead = np.zeros(len(self.need))
-        for task in reversed(order):
+        for task in reversed(self._order()):
             after = self.signal_event[self.signal_first[task] : self.signal_first[task + 1]]
             ahead[task] = seconds[task] + (event_ahead[after].max() if len(after) else 0.0)
             row = slice(self.wait_first[task], self.wait_first[task + 1])
@@ -207,3 +188,17 @@ class Program:
         if len(order) < self.n_tasks:
             raise ScheduleError(f"{self.n_tasks - len(order)} tasks wait for each other in a circle")
         return order
+
+
+def entries(queues: Sequence[IntArray], drains: Sequence[Sequence[Drain]]) -> tuple[tuple[int | Drain, ...], ...]:
+    """Each worker's queue with its drains in their places."""
+    rows: list[tuple[int | Drain, ...]] = []
+    for w, queue in enumerate(queues):
+        row: list[int | Drain] = []
+        left = list(drains[w]) if drains else []
+        for position, task in enumerate(queue.tolist()):
+            while left and left[0].position <= position:
+                row.append(left.pop(0))
+            row.append(task)
+        rows.append((*row, *left))
+    return tuple(rows)

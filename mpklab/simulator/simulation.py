@@ -12,11 +12,11 @@ import pandas as pd
 from mpklab import recipe
 from mpklab.machine import Machine
 from mpklab.profile import Profile
-from mpklab.schedule import Schedule
+from mpklab.schedule import Drain, Handout, Schedule
 from mpklab.simulator import spans
 from mpklab.simulator.costs import Costs, drawn, work
 from mpklab.simulator.engine import Timeline, run
-from mpklab.simulator.program import Handout, Program
+from mpklab.simulator.program import Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +85,22 @@ def predict(
     if durations is not None:
         todo = replace(todo, execute=drawn(durations, tasks, iterations, seed))
     program = Program.of_schedule(schedule, mode, handout)
-    if program.handout.by_priority:
-        known = np.nanmedian(todo.execute, 0) if durations is not None else todo.compute + todo.overhead
-        program = program.with_priorities(np.nan_to_num(known))
-    if mode is not None and mode != schedule.mode:
+    if (mode or schedule.mode) != schedule.mode:
+        # Played in another mode: what is known of it goes into the profile, where a run in that mode would put it.
+        if program.handout.priority != "fifo":
+            known = np.nanmedian(todo.execute, 0) if durations is not None else todo.compute + todo.overhead
+            program = program.with_priorities(np.nan_to_num(known))
         nowhere = np.full(len(tasks), -1, np.int64)
-        schedule = replace(schedule, mode=mode, worker=nowhere, position=nowhere)
+        drains = ((Drain(0),),) * schedule.workers
+        schedule = replace(
+            schedule,
+            mode=str(mode),
+            worker=nowhere,
+            position=nowhere,
+            handout=program.handout,
+            home=program.home,
+            drains=drains,
+        )
     return Simulation(schedule, costs, run(program, todo, costs, iterations))
 
 
