@@ -112,7 +112,7 @@ def start(kernel: Any, batch: int, context: int, steps: int) -> Any:
     session = kernel.new_session()
     graph = kernel.graph
     generator = torch.Generator(device="cuda").manual_seed(1)
-    for name, t in graph.tensors.items():
+    for name in graph.tensors:
         if name.endswith("_cache"):
             session.tensors[name].normal_(0, 1, generator=generator)
     o = next(x for x in graph.operators if x.op == "advance").operands
