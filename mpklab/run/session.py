@@ -30,6 +30,7 @@ TORCH_DTYPES = {
     "uint8": torch.uint8,
 }
 DEFAULT_WAIT_LIMIT_S = {"cpu": 20.0, "cuda": 5.0}
+MAX_LANE_BYTES = 512 << 20  # all lanes of a launch; what does not fit is counted as dropped
 RECORDS_PER_TASK = 8  # begin, end and every phase between, with room for a few waits
 
 
@@ -58,7 +59,7 @@ class LaunchMemory:
 
     launch: npt.NDArray[np.void]
     host: Memory
-    lanes: Memory | None
+    lanes: torch.Tensor | None  # uint8 [lanes, bytes of one]; memory that nothing is written to is never touched
     roles: int
     counters: torch.Tensor
     kept: tuple[Any, ...]
@@ -181,6 +182,8 @@ class Session:
         limit = wait_limit_s or env.wait_limit_s(DEFAULT_WAIT_LIMIT_S[kernel.backend])
         memory = self._launch_memory(iterations, window, dims, drop_signals, limit)
         host_view = memory.host.host()
+        if window.level:
+            stamp.commit(), stamp.versions()  # found once in a process: now, and not between Ctrl-C and the next cell
         flight: Any = None
         interrupted: BaseException | None = None
         seen = 0
@@ -235,10 +238,16 @@ class Session:
             recorded = min(iterations, window.record) if window.record else iterations - min(window.skip, iterations)
             longest = int(np.diff(t.tables.queues.astype(np.int64)).max(initial=1)) + _most_popped(t.tables)
             capacity = max(1024, recorded * (longest * RECORDS_PER_TASK + 8) + 64)
-            capacity = min(capacity, (2 << 30) // (8 * t.tables.workers * roles))
-            size = (abi.LANE.itemsize + capacity * abi.RECORD.itemsize) * t.tables.workers * roles
-            lanes = Memory(np.zeros(size, np.uint8), self.device)
-            launch["lanes"], launch["lane_capacity"], launch["lanes_per_worker"] = lanes.address, capacity, roles
+            capacity = min(capacity, MAX_LANE_BYTES // (abi.RECORD.itemsize * t.tables.workers * roles))
+            size = abi.LANE.itemsize + capacity * abi.RECORD.itemsize
+            shape = (t.tables.workers * roles, size)
+            if (
+                self.device == "cpu"
+            ):  # NumPy's zeros are pages that the system has not given out yet, torch's are written
+                lanes = torch.from_numpy(np.zeros(shape, np.uint8))
+            else:
+                lanes = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+            launch["lanes"], launch["lane_capacity"], launch["lanes_per_worker"] = lanes.data_ptr(), capacity, roles
         for name in ("tasks", "waits", "signals", "events", "entries", "queues", "triggered"):
             launch[name] = t.memory[name].address
         launch["tasks"], launch["slots"], launch["counters"] = tasks.address, slots.address, counters.data_ptr()
@@ -338,7 +347,7 @@ class Session:
         kernel = self.kernel
         schedule = kernel.schedule
         return Profile.from_parts(
-            memory.lanes.host(),
+            _written(memory.lanes),
             schedule.workers,
             memory.roles,
             level=window.level,
@@ -360,6 +369,17 @@ def _most_popped(tables: Tables) -> int:
     """Tasks of the pool that a worker is likely to run at most in an iteration."""
     tasks = int(tables.rings["tasks"].sum()) if len(tables.rings) else 0
     return min(tasks, 4 * -(-tasks // tables.workers) + 64)
+
+
+def _written(lanes: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """The lanes on the host, shortened to the longest of them."""
+    header, record = abi.LANE.itemsize, abi.RECORD.itemsize
+    headers = lanes[:, :header].contiguous().cpu().numpy().view(abi.LANE)
+    longest = int(np.minimum(headers["written"], headers["capacity"]).max())
+    kept = lanes[:, : header + longest * record].contiguous().cpu().numpy()
+    headers["capacity"] = longest
+    kept[:, :header] = headers.view(np.uint8)
+    return kept.reshape(-1)
 
 
 def _only_a_part(kernel: Kernel, name: str) -> bool:
