@@ -269,7 +269,16 @@ def _cache(rng: random.Random) -> list[Piece]:
     return pieces
 
 
+def _gap(rng: random.Random) -> list[Piece]:
+    """A consumer of the first and the last tile: the event has tiles between them that nothing else ties to it."""
+    n, m = rng.choice((3, 4)), rng.choice((1, 2))
+    cut = tuple((2 * i, 2 * i + 2) for i in range(n))
+    ends = [Touch("x", False, (Axis("span", (bounds,) * m),)) for bounds in ((0, 1), (2 * n - 1, 2 * n))]
+    return [Piece(n, (Touch("x", True, (Axis("span", cut),)),)), Piece(m, (*ends, _write(rng, "y", m)))]
+
+
 KINDS = {
+    "gap": _gap,
     "anything": _anything,
     "fork and join": _fork_join,
     "in place": _in_place,

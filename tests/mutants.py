@@ -114,6 +114,17 @@ def drop_wait(rng: random.Random, d: Draft) -> bool:
 
 
 @_mutation
+def drop_lagged(rng: random.Random, d: Draft) -> bool:
+    """A wait for the iteration before goes, where there is one."""
+    places = [(t, i) for t, waits in enumerate(d.waits) for i, (_, lag) in enumerate(waits) if lag]
+    if places:
+        task, i = rng.choice(places)
+        event, _ = d.waits[task].pop(i)
+        d.touched = [task, *d.signallers(event)]
+    return bool(places)
+
+
+@_mutation
 def drop_event(rng: random.Random, d: Draft) -> bool:
     """Nobody waits for it any more."""
     if not d.need:
