@@ -69,23 +69,31 @@ def method(kind: str, name: str) -> Callable[..., Any] | None:
 
 def bundle(value: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
     """What a cell shows: text always, beside it a script-free HTML card. A picture that fails costs only itself."""
+    kind = type(value).__name__
     text = str(value)
     card = f'<pre style="white-space:pre-wrap;margin:0">{html.escape(text)}</pre>'
-    picture = _PICTURES.get(type(value).__name__)
-    if picture is not None:
-        try:
-            card += picture(value)
-        except Exception as error:  # a repr never raises: the text stands, and says why the picture does not
-            card += f"<small>no picture: {html.escape(str(error))}</small>"
+    try:
+        rows = import_module("mpklab.cards").CARDS[kind](value)
+        text += "".join(f"\n  {label}: {fact}" for label, fact in rows)
+        card += _table(rows)
+        if kind == "Graph":
+            card += _graph_picture(value)
+    except Exception as error:  # a repr never raises: the text stands, and says why the rest does not
+        card += f"<small>no more than that: {html.escape(str(error))}</small>"
     return {"text/plain": text, "text/html": card}
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    cells = "".join(
+        f'<tr><th style="text-align:left">{html.escape(label)}</th><td style="text-align:left">{html.escape(fact)}</td></tr>'
+        for label, fact in rows
+    )
+    return f"<table>{cells}</table>"
 
 
 def _graph_picture(value: Any) -> str:
     svg: str = import_module("mpklab.widgets.operator_graph").operator_graph(value)
     return f'<div style="overflow:auto;max-height:40em">{svg}</div>'
-
-
-_PICTURES: dict[str, Callable[[Any], str]] = {"Graph": _graph_picture}
 
 
 def profile_timeline(profile: Any, **options: Any) -> Any:

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mpklab"
 STAGES = """
     errors presented env console stamp dims abi device machine ops graph passes models layers tracer tasks schedule
     verifier reference codegen builder profile recipe simulator run frames calibration timing analysis
-    imports exports citing study plots widgets pipeline present
+    imports exports citing study plots widgets pipeline cards present
 """.split()
 FREE = {
     "cli",
