@@ -152,8 +152,16 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(default: %(default)s)")
     add("--max-new-tokens", type=_count, default=64, metavar="N", help="at most so many (default: %(default)s)")
     add("--mode", default="static", help="who hands out tasks: static, dynamic or hybrid (default: %(default)s)")
-    add("--policy", metavar="NAME", help="of queues (default locality), or of a dynamic pool: central (default), per_worker")
-    add("--dynamic", metavar="OPS", help="with --mode hybrid: operators to hand out at run time, by name or kind, with commas")
+    add(
+        "--policy",
+        metavar="NAME",
+        help="of queues (default locality), or of a dynamic pool: central (default), per_worker",
+    )
+    add(
+        "--dynamic",
+        metavar="OPS",
+        help="with --mode hybrid: operators to hand out at run time, by name or kind, with commas",
+    )
     add("--early-push", action="store_true", help="hand a task out when all it waits for have been taken, not ended")
     add("--workers", type=_count, metavar="N", help="CPU threads (default: the physical cores this process may use)")
     add("--profile", type=Path, metavar="FILE", help="record the run into this .mpkprof file")

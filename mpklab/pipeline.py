@@ -15,7 +15,7 @@ from mpklab.graph import Graph
 from mpklab.machine import Machine
 from mpklab.models import Model
 from mpklab.run import Kernel, build
-from mpklab.schedule import POLICIES, assign
+from mpklab.schedule import MODES, POLICIES, POOLS, assign
 from mpklab.tasks import Plan, lower
 from mpklab.verifier import verify
 
@@ -32,7 +32,8 @@ def compile(
     *,
     machine: Machine | None = None,
     mode: str = "static",
-    policy: Any = "locality",
+    policy: Any = None,
+    handout: Mapping[str, Any] | None = None,
     batch: Extent | None = None,
     context: int | None = None,
     layers: int | None = None,
@@ -47,6 +48,7 @@ def compile(
 ) -> Kernel:
     """A name, a Model or a Graph to a running kernel: load, graph, lower, assign, verify, build.
 
+    `mode`, `policy` and what `handout` holds besides (dynamic, pool, early_push, pop_ahead, priority) go to `assign`.
     `report(stage, seconds, value)` is told of every finished stage; by default each prints a line on standard error
     (MPKLAB_PROGRESS=0 silences it). `workers` overrides the machine's. batch (default 1), context (1024, or what the
     model allows) and layers (all) shape the decode graph, dtype (bfloat16) is what weights are loaded in; what the
@@ -70,8 +72,11 @@ def compile(
     for name in late:
         kind = type(what).__name__
         raise MpkError(f"{name}={choices[name]!r} comes too late: the {kind} has it decided, so choose it there")
-    if isinstance(policy, str) and policy not in POLICIES:  # before the minutes that a large model takes
-        raise ScheduleError(f"unknown policy {policy!r}: {suggest(policy, POLICIES)}")
+    if mode not in MODES:  # before the minutes that a large model takes
+        raise ScheduleError(f"unknown mode {mode!r}: {suggest(mode, MODES)}")
+    policies = [*POOLS, *POLICIES] if mode == "dynamic" else list(POLICIES)
+    if isinstance(policy, str) and policy not in policies:
+        raise ScheduleError(f"unknown policy {policy!r}: {suggest(policy, policies)}")
     chosen = machine or Machine.detect()
     model = None
     if isinstance(what, Graph):
@@ -90,7 +95,7 @@ def compile(
         tasks = lower(graph, chosen, plan, tiles=tiles, passes=passes)
         out.append(tasks)
     with stage("schedule") as out:
-        schedule = assign(tasks, mode=mode, policy=policy, workers=workers)
+        schedule = assign(tasks, mode=mode, policy=policy, workers=workers, **(handout or {}))
         out.append(schedule)
     with stage("verify") as out:
         schedule = verify(schedule)

@@ -405,7 +405,7 @@ def in_order(
             after[a] = b
             missing[b] += 1
         for drain in drains[w] if drains else ():
-            if drain.position < len(ids) and drain.event != ITERATION:
+            if drain.position < len(ids) and drain.event != ITERATION and tasks.need[drain.event] > 0:
                 waiting[drain.event].append(ids[drain.position])
                 missing[ids[drain.position]] += 1
     left = tasks.need.tolist()

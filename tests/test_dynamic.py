@@ -22,14 +22,20 @@ from pool_explorer import explore_pool, pool_of
 from test_verifier import boxes_operator, compare, judged, own_waits  # noqa: F401
 
 from mpklab import reference
-from mpklab.errors import LowerError
+from mpklab.builder import compile_source
+from mpklab.codegen import Source, emit
+from mpklab.errors import DeadlockError, LowerError
 from mpklab.graph import Graph, Operator, Tensor
 from mpklab.machine import Machine
 from mpklab.models.catalog import named
+from mpklab.models.config import Config
 from mpklab.models.decoder import decode_graph
-from mpklab.ops import REGISTRY, Tiling
-from mpklab.run import build
+from mpklab.ops import REGISTRY, Box, Node, Op, Range, TensorType, Tiles, Tiling, Variant
+from mpklab.ops.base import Operand
+from mpklab.run import Kernel, build
+from mpklab.run.session import TORCH_DTYPES
 from mpklab.schedule import POLICIES, POOLS, PRIORITIES, Drain, Handout, Schedule, assign, hand_out
+from mpklab.simulator.simulation import predict
 from mpklab.tasks import Plan, TaskGraph, lower
 from mpklab.verifier import Finding, verify
 
@@ -81,11 +87,9 @@ def lucky(schedule: Schedule, finding: Finding, verdict: Verdict) -> bool:
     """Refused, but in order because of who happens to be at the pool when: of that the verifier assumes nothing."""
     if finding.kind == "pool":
         return not verdict.hangs
-    between = (
-        finding.kind in ("race", "step") and schedule.worker[finding.producer] >= 0 > schedule.worker[finding.consumer]
-    )
     pairs = {(a[0], b[0]) for a, b in (verdict.races if finding.kind == "race" else verdict.late)}
-    return between and (finding.producer, finding.consumer) not in pairs
+    mixed = schedule.mode == "hybrid" and finding.kind in ("race", "step")
+    return mixed and (finding.producer, finding.consumer) not in pairs
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "hybrid"])
@@ -127,13 +131,16 @@ def test_agrees_with_every_order_of_pops(mode: str, chunk: int) -> None:
                 continue
             if finding and finding.kind == "pool":
                 finding = replace(finding, kind="hang")
+            if finding and finding.kind == "hang" and verdict and verdict.late and not verdict.hangs:
+                seen["misused",] += 1  # it hangs behind a step that came too early, where the explorer stops
+                continue
             word = compare(case, verdict, said, finding)
             assert name or word == "safe", f"{made} is {word}: {said}"
             seen[word,] += 1
             cases += word not in ("counts wrong", "cautious")
     print(f"{mode} {chunk}: {cases} verdicts compared and equal;", {" ".join(k): v for k, v in sorted(seen.items())})
     assert seen["cautious",] * 8 < cases
-    assert seen["safe",] and seen["racy",] and seen["hanging",] and seen["misused",]
+    assert seen["safe",] and seen["racy",] and seen["hanging",]
 
 
 # --- random graphs: the same bits ------------------------------------------------------------------------------------
@@ -253,9 +260,14 @@ def one_queue(tasks: TaskGraph) -> Schedule:
     return verify(assign(tasks, workers=1))
 
 
+TINY = Config(
+    "tiny", vocab=96, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, max_position=64
+)  # fmt: skip
+
+
 @cache
 def decoder(workers: int) -> TaskGraph:
-    return lower(decode_graph(named("smollm2-135m"), context=64, layers=2), Machine.cpu(workers))
+    return lower(decode_graph(TINY, context=64), Machine.cpu(workers))
 
 
 MODES = [
@@ -267,11 +279,29 @@ MODES = [
 ]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("choice", MODES, ids=str)
-def test_decoders_verify(workers: int, choice: dict) -> None:
-    schedule = verify(assign(decoder(workers), **choice))
-    assert schedule.verified and str(schedule).endswith("verified")
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_decoders_give_the_same_tokens(workers: int) -> None:
+    """A decode step's every output and state, bit for bit as from static queues, until the step says stop."""
+    tasks = decoder(workers)
+    g = torch.Generator().manual_seed(1)
+    given: dict[str, torch.Tensor] = {}
+    for name, x in tasks.graph.tensors.items():
+        if x.role == "weight":
+            given[name] = (torch.randn(x.type.sizes, generator=g) / 4).to(TORCH_DTYPES[x.dtype])
+    names = next(o.operands for o in tasks.operators if o.op == "advance")
+    counts = {"eos": -1, "limit": 12, "token": 3, "position": 0, "done": 0}
+
+    def run(schedule: Schedule) -> dict[str, torch.Tensor]:
+        state = {
+            names[k]: torch.full(tasks.graph.tensors[names[k]].type.sizes, v, dtype=torch.int32)
+            for k, v in counts.items()
+        }
+        return build(schedule).run({**given, **state}, iterations=100, profile=2).outputs
+
+    expected = run(assign(tasks))
+    assert int(expected[names["position"]][0]) == 11 and len(set(expected[names["generated"]][0, 1:12].tolist())) > 1
+    for choice in MODES:
+        assert same(expected, run(assign(tasks, **choice))), choice
 
 
 def test_a_large_model_is_proved_fast() -> None:
@@ -281,3 +311,79 @@ def test_a_large_model_is_proved_fast() -> None:
         verify(assign(tasks, **choice))
         print(choice, f"{len(tasks)} tasks in {time.perf_counter() - begin:.2f} s")
         assert time.perf_counter() - begin < 10
+
+
+# --- faults and imbalance --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", MODES, ids=str)
+def test_a_dropped_signal_is_found_by_idle_workers(choice: dict) -> None:
+    """Whoever waits: the message names the event that lags behind and who should have signalled it."""
+    rng = random.Random(3)
+    tasks = None
+    while tasks is None:
+        tasks = random_tasks(rng, random_graph(rng, False), 3)
+    kernel = build(assign(tasks, **{**choice, **({"dynamic": ("linear",)} if choice["mode"] == "hybrid" else {})}))
+    task = next(int(t) for t in tasks.tasks_of("op0") if tasks.signal_first[t] < tasks.signal_first[t + 1])
+    with pytest.raises(DeadlockError, match=r"event \d+ of op0.*; the test hook dropped the signals of op0"):
+        kernel.run(values(False, 1), iterations=2, drop_signals=task, wait_limit_s=0.3)
+
+
+class Nap(Op):
+    """Sleeps a millisecond, or ten: every second tile is slow."""
+
+    name = "nap"
+    operands = (Operand("x", "rw"),)
+    attrs = {"tiles": 16}
+
+    def infer(self, node: Node) -> dict[str, TensorType]:
+        return {}
+
+    def tile_extent(self, node: Node) -> int:
+        return int(node.attrs["tiles"])
+
+    def tiles(self, node: Node, tiling: Tiling) -> Tiles:
+        n = self.tile_extent(node)
+        words = np.zeros((n, 4), np.int32)
+        words[:, 0], words[:, 1] = np.arange(n), np.where(np.arange(n) % 2, 1, 10)
+        box = Box("x", (Range(np.arange(n), np.arange(n) + 1),))
+        return Tiles(words, (box,), (box,), np.ones(n), np.ones(n))
+
+    def variant(self, node: Node, tiling: Tiling) -> Variant:
+        return Variant("nap", "Nap")
+
+
+NAP = """#include <unistd.h>
+struct Nap {
+  static constexpr unsigned scratch_bytes = 0;
+  static void compute(const mpk::Context& c) {
+    usleep(c.task.tile[1] * 1000);
+    c.data<float>(0)[c.task.tile[0]] += 1;
+  }
+};
+"""
+
+
+def test_a_pool_beats_round_robin_where_tiles_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second tile takes ten times as long, and they all fall to one of two workers. The simulator says so first."""
+    monkeypatch.setitem(REGISTRY.ops, "nap", Nap())
+    graph = Graph(
+        "naps", {"x": Tensor("x", (16,), "float32", "state")}, (Operator("nap", "nap", {"x": "x"}, {"tiles": 16}),)
+    )
+    tasks = lower(graph, Machine.cpu(2), Plan((), {"nap": Tiling(parts=16)}))
+    schedules = {"static": assign(tasks, policy="round_robin"), "dynamic": assign(tasks, mode="dynamic")}
+    ns = tasks.words[:, 1] * 1e6
+    predicted = {n: predict(s, durations=ns).makespan_ns for n, s in schedules.items()}
+    assert predicted["static"] > 1.6 * predicted["dynamic"]
+    measured = {}
+    for name, schedule in schedules.items():
+        text = emit(schedule).text.replace('#include "mpklab/ops/nap.hpp"', NAP)
+        kernel = Kernel(verify(schedule))
+        kernel._libraries[0] = compile_source(Source(text, "cpu"))
+        runs = [kernel.run({"x": torch.zeros(16)}) for _ in range(3)]
+        assert all((r["x"] == 1).all() for r in runs)
+        measured[name] = min(r.seconds for r in runs) * 1e9
+    print({n: f"predicted {predicted[n] / 1e6:.1f} ms, measured {measured[n] / 1e6:.1f} ms" for n in schedules})
+    assert measured["static"] > 1.3 * measured["dynamic"]
+    for name in schedules:
+        assert 0.9 < measured[name] / predicted[name] < 1.6

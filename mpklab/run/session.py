@@ -311,11 +311,17 @@ class Session:
         waiting = tasks.task_name(facts["task"]) if facts["task"] < len(tasks) else "the start of an iteration"
         event = facts["event"]
         counts = f"{facts['count']} of {facts['need']} signals"
-        if facts["task"] >= len(tasks) and schedule.handout is not None:
-            waiting = "the pool"
-            first = self._first_missing(counters)
-            if first >= 0:  # what holds up the iteration, or the event that a drain waits for
-                event, counts = first, "which came too rarely"
+        root = ""
+        if schedule.handout is not None:
+            first = self._first_missing(counters, facts["iteration"] + 1)
+            if facts["task"] >= len(tasks):
+                waiting = "the pool"
+            if first >= 0 and event >= len(tasks.need):  # of an iteration without end, its first event that is late
+                event, counts = first, "too few signals"
+            elif 0 <= first != event:
+                root = (
+                    f"; the first that is late is event {first} of {tasks.operators[tasks.event_producer[first]].name}"
+                )
         if event >= len(tasks.need):
             what = "the StepControl of the iteration"
             late: list[int] = [tasks.step_task] if tasks.step_task >= 0 else []
@@ -329,16 +335,16 @@ class Session:
         hook = f"; the test hook dropped the signals of {tasks.task_name(dropped)}" if dropped is not None else ""
         return DeadlockError(
             f"worker {facts['worker']} waited over {limit:g} s in iteration {facts['iteration']} at {waiting} for {what}: "
-            f"{counts}. Its producers are {places or 'unknown'}{more}{hook}",
+            f"{counts}. Its producers are {places or 'unknown'}{more}{root}{hook}",
             facts,
         )
 
-    def _first_missing(self, counters: torch.Tensor) -> int:
-        """The first event that lags behind others of its iteration, or -1."""
+    def _first_missing(self, counters: torch.Tensor, iterations: int) -> int:
+        """The first event that has not happened so often, or -1. Events stand in program order, so what its producers
+        wait for has happened: they are what is missing."""
         need = self.kernel.schedule.tasks.need
         count = counters.cpu().numpy()[:: abi.EVENT_STRIDE][: len(need)]
-        whole = (count // np.maximum(need, 1)).max(initial=0)
-        late = np.flatnonzero(count < need * whole)
+        late = np.flatnonzero(count < need * iterations)
         return int(late[0]) if len(late) else -1
 
     def _profile(self, memory: LaunchMemory, window: Window, seconds: float) -> Profile | None:

@@ -172,13 +172,64 @@ struct Toy {
     logits_slot = logits, generated_slot = generated;
   }
 
+  // How tasks reach workers: from queues, or from one ring or a ring each; hybrid leaves every third task in queues.
+  struct Mode {
+    bool pools, central, early, hybrid;
+    u32 pop_ahead;
+  };
+  std::vector<Ring> rings;
+  std::vector<Trigger> triggered;
+  std::vector<Event> events;
+  std::vector<u32> ready, pending, promised;
+  static bool queued(const Mode& mode, u32 task) { return !mode.pools || (mode.hybrid && task % 3 == 0); }
+
+  void fill_pools(Launch& launch, u32 workers, const Mode& mode) {
+    u32 n = u32(tasks.size()), capacity = 1;
+    while (capacity < n) capacity *= 2;
+    rings.assign(mode.central ? 1 : workers, {});
+    triggered.clear();
+    auto trigger = [&](u32 t, u16 waiting) { triggered.push_back({t, u16(mode.central ? 0 : t % workers), waiting}); };
+    for (u32 t = 0; t < n; ++t)
+      if (!queued(mode, t) && waits[tasks[t].waits].lag) trigger(t, 0);
+    u32 opening = u32(triggered.size());
+    events.assign(needs.size(), {});
+    for (u32 e = 0; e < needs.size(); ++e) {
+      events[e] = {needs[e], no_word, u32(triggered.size()), 0};
+      for (u32 t = 0; t < n; ++t)
+        if (!queued(mode, t) && waits[tasks[t].waits].event == e && !waits[tasks[t].waits].lag) trigger(t, 1);
+      events[e].n_tasks = u32(triggered.size()) - events[e].tasks;
+    }
+    ready.assign(rings.size() * capacity, 0), pending.assign(n, 0);
+    promised.assign(mode.early ? needs.size() * event_stride : 0, 0);
+    for (u32 r = 0; r < rings.size(); ++r) {
+      rings[r].base = r * capacity, rings[r].mask = capacity - 1;
+      for (u32 t = 0; t < n; ++t) rings[r].tasks += !queued(mode, t) && (mode.central || t % workers == r);
+    }
+    for (u32 i = 0; i < opening; ++i) {
+      Ring& ring = rings[triggered[i].ring];
+      ready[ring.base + ring.tail++] = triggered[i].task + 1;
+    }
+    launch.pools = (u64)rings.data(), launch.ready = (u64)ready.data(), launch.pending = (u64)pending.data();
+    launch.triggered = (u64)triggered.data(), launch.events = (u64)events.data();
+    launch.promised = mode.early ? (u64)promised.data() : 0;
+    launch.n_rings = u32(rings.size()), launch.ring_classes = 1, launch.n_opening = opening;
+    launch.pop_ahead = mode.pop_ahead, launch.n_tasks = n, launch.n_events = u32(needs.size());
+  }
+
   Control control{};
   Host host{};
-  int run(u32 workers, unsigned level, u64 wait_limit = 1ull << 40) {
+  int run(u32 workers, unsigned level, u64 wait_limit = 1ull << 40, Mode mode = {}) {
     std::vector<Entry> entries;
     std::vector<u32> queues{0};
     for (u32 w = 0; w < workers; ++w) {
-      for (u32 t = w; t < tasks.size(); t += workers) entries.push_back({t, 0, 0});
+      u16 ring = u16(mode.central ? 0 : w);
+      for (u32 t = w; t < tasks.size(); t += workers) {
+        if (!queued(mode, t)) continue;
+        const Wait& wait = waits[tasks[t].waits];
+        if (mode.pools && !wait.lag) entries.push_back({wait.event, u16(EntryKind::drain_), ring});
+        entries.push_back({t, 0, 0});
+      }
+      if (mode.pools) entries.push_back({no_word, u16(EntryKind::drain_), ring});
       queues.push_back(u32(entries.size()));
     }
     std::vector<u32> counters(needs.size() * event_stride);
@@ -194,6 +245,7 @@ struct Toy {
     launch.lanes = (u64)lanes.data(), launch.lane_capacity = capacity, launch.lanes_per_worker = 1;
     launch.n_workers = workers, launch.n_tables = 1, launch.iterations = 100, launch.steps = 1;
     launch.wait_limit = wait_limit, launch.prefetch = 1;
+    if (mode.pools) fill_pools(launch, workers, mode);
     return run_host<Kernel>(launch, level, nullptr);
   }
   bool same(const Toy& other) const {
@@ -214,6 +266,18 @@ int main() {
       if (!toy.same(reference)) return printf("%u workers, level %u differ\n", workers, level), 1;
     }
   }
+  for (u32 workers : {1u, 3u, 6u})
+    for (Toy::Mode mode : {Toy::Mode{true, true, false, false, 0}, Toy::Mode{true, false, false, false, 1},
+                           Toy::Mode{true, true, true, false, 2}, Toy::Mode{true, false, true, false, 0},
+                           Toy::Mode{true, true, false, true, 0}, Toy::Mode{true, false, true, true, 1}}) {
+      Toy toy;
+      if (toy.run(workers, 2, 1ull << 40, mode) != 0) return printf("%u workers with a pool failed\n", workers), 1;
+      if (!toy.same(reference)) return printf("%u workers with a pool differ\n", workers), 1;
+    }
+  Toy stuck;
+  stuck.tasks[10].flags |= (unsigned char)TaskFlag::drop_signals_;
+  if (stuck.run(4, 2, 100'000'000, {true, true, false, false, 0}) != 1 || stuck.host.fault.state != 1)
+    return puts("a fault of a pool went unseen"), 1;
   Toy broken;
   broken.tasks[10].flags |= (unsigned char)TaskFlag::drop_signals_;
   if (broken.run(4, 2, 100'000'000) != 1 || broken.host.fault.state != 1) return puts("the fault went unseen"), 1;

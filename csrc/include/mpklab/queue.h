@@ -125,9 +125,7 @@ MPK_FN Goal goal_of(const Run& run, const Entry& drain) {
   u32 need = need_of(run, event_of(run, drain.task));
   return {run.counter(drain.task), need * (run.epoch + 1), drain.task};
 }
-MPK_FN bool reached(const Goal& goal) {
-  return int(load_acquire(goal.word, u32(Scope::gpu_)) - goal.target) >= 0;
-}
+MPK_FN bool reached(const Goal& goal) { return int(load_acquire(goal.word, u32(Scope::gpu_)) - goal.target) >= 0; }
 
 // A number that changes whenever any worker gets anything done; never 0 in a run.
 MPK_FN u32 progress_of(const Run& run) {

@@ -76,6 +76,7 @@ struct Loop {
   u32 at = 0, end = 0;             // what is left of the queue
   u32 ahead = 0, ahead_piece = 0;  // the entry whose static operands come next, and how far they have come
   u64 ahead_bytes = 0;
+  u32 ahead_id = no_task;  // or the popped task that they belong to
 
   Outcome walk() {
     step.table = launch.table;
@@ -118,7 +119,7 @@ struct Loop {
 
   // While there is nothing to run: begins to read the weights of the next task that has any. False: no more to do.
   bool look_ahead() {
-    if (ahead < at) ahead = at, ahead_piece = 0, ahead_bytes = 0;
+    if (ahead < at || ahead_id != no_task) ahead = at, ahead_piece = 0, ahead_bytes = 0, ahead_id = no_task;
     for (; ahead < end && ahead < at + 8; ++ahead) {
       if (!is_task(ahead)) continue;
       const Task& task = run.task(entries()[ahead].task);
@@ -130,6 +131,17 @@ struct Loop {
       return bytes > 0;
     }
     return false;
+  }
+
+  // The same for a task that was popped before its events happened, while it waits for them.
+  bool look_into(u32 id) {
+    if (ahead_id != id) ahead_id = id, ahead_piece = 0, ahead_bytes = 0, ahead = at;
+    const Task& task = run.task(id);
+    const Operator& op = operators[task.variant];
+    if (!op.prefetch || ahead_bytes >= ahead_limit) return false;
+    unsigned bytes = op.prefetch(Context{launch, task, step, scratch, nullptr}, ahead_piece++);
+    ahead_bytes += bytes;
+    return bytes > 0;
   }
 
   // False: this iteration does not happen, because the step says so or because the run was aborted. Its records are
@@ -169,17 +181,17 @@ struct Loop {
         if constexpr (Level >= 1) begin = clock_now();
         u32 id = no_task;
         for (Idle idle; !reached(goal) && (id = pop(run, entry.pool)) == no_task;)
-          if (!(launch.prefetch && look_ahead()) && !idle.go_on(run, goal)) return false;
+          if (!(ahead_limit && look_ahead()) && !idle.go_on(run, goal)) return false;
         if constexpr (Level >= 1) anchor_due |= clock_now() - begin > long_wait;
-        if (id != no_task) take(id);
         recorder.template end<2>(Phase::pop_, entry.pool);
         if (id == no_task) return true;
+        take(id, false);
         held[count++] = id;
       }
       for (; count <= launch.pop_ahead && !reached(goal); ++count) {
         held[count] = pop(run, entry.pool);
         if (held[count] == no_task) break;
-        take(held[count]);
+        take(held[count], false);
       }
       if (!run_task(held[0], false)) return false;
       --count;
@@ -187,15 +199,20 @@ struct Loop {
     }
   }
 
-  // The task is this worker's: with early push, those that wait only for such tasks go out.
-  void take(u32 id) {
+  // The task is this worker's: with early push, those that wait only for such tasks go out. A push is
+  // recorded by itself, or follows the phase that is open.
+  void take(u32 id, bool chained) {
     if (!launch.promised) return;
     const Task& task = run.task(id);
     for (u32 i = 0; i < task.n_signals; ++i) {
       const Signal& signal = run.signals()[task.signals + i];
       if (!promise(run, signal)) continue;
-      recorder.template next<2>(Phase::push_, signal.event);
+      if (chained)
+        recorder.template next<2>(Phase::push_, signal.event);
+      else
+        recorder.template begin<2>(Phase::push_, signal.event);
       hand_out_event(run, signal.event);
+      if (!chained) recorder.template end<2>(Phase::push_, signal.event);
     }
   }
 
@@ -211,7 +228,7 @@ struct Loop {
       if (!pass(run.waits()[task.waits + i], id)) return false;
     for (u32 i = 0; i < task.n_load_waits; ++i)
       if (!pass(run.waits()[task.load_waits + i], id)) return false;
-    if (queued) take(id);
+    if (queued) take(id, true);
     bool publishes = task.flags & u32(TaskFlag::step_);
     if (publishes) {
       if (launch.pools && !wait_for_readers(run, busy_workers, id)) return false;
@@ -257,7 +274,8 @@ struct Loop {
       publish_step(run);
       open_iteration(run, stop);
     }
-    recorder.template end<2>(n_completed ? Phase::push_ : Phase::signal_, n_completed ? completed[n_completed - 1] : id);
+    recorder.template end<2>(n_completed ? Phase::push_ : Phase::signal_,
+                             n_completed ? completed[n_completed - 1] : id);
     return true;
   }
 
@@ -267,7 +285,7 @@ struct Loop {
     u64 begin = 0;
     if constexpr (Level >= 1) begin = clock_now();
     if (ahead_limit) {
-      while (!arrived(run, wait) && look_ahead()) continue;
+      while (!arrived(run, wait) && (is_task(at) ? look_ahead() : look_into(task))) continue;
     }
     bool passed = wait_event(run, wait, task);
     if constexpr (Level >= 1) anchor_due |= clock_now() - begin > long_wait;
