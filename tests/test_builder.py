@@ -26,7 +26,8 @@ from mpklab.machine import Machine
 from mpklab.run import build
 from mpklab.run.host import load
 from mpklab.schedule import POLICIES, Schedule, assign, from_queues
-from mpklab.tasks import TaskGraph, lower
+from mpklab.tasks import load as load_tasks
+from mpklab.tasks import lower
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,7 +83,7 @@ def test_what_a_stage_left_can_be_read(empty_cache: Path) -> None:
     folder = build(schedule).library().folder
     names = {"build.log", "graph.json", "kernel.cpp", "kernel.so", "meta.json", "schedule.npz", "tasks.npz"}
     assert {path.name for path in folder.iterdir()} == names
-    tasks = TaskGraph.load(folder / "tasks.npz")
+    tasks = load_tasks(folder / "tasks.npz")
     again = Schedule.load(folder / "schedule.npz", tasks)
     assert Graph.from_json(json.loads((folder / "graph.json").read_text())).hash == schedule.tasks.graph.hash
     assert again.hash == schedule.hash

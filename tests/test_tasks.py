@@ -27,7 +27,7 @@ from mpklab.models.config import Config
 from mpklab.models.decoder import decode_graph
 from mpklab.ops import Box, Tiling
 from mpklab.schedule import assign
-from mpklab.tasks import Plan, TaskGraph, choose_plan, dim_values, lower, overlap_ranges
+from mpklab.tasks import Plan, TaskGraph, choose_plan, dim_values, load, lower, overlap_ranges
 from mpklab.verifier import verify
 
 TINY = Config("tiny", vocab=96, hidden=32, layers=4, heads=4, kv_heads=2, head_dim=8, intermediate=64, max_position=64)
@@ -385,11 +385,11 @@ def test_a_plan_replays(machine: Machine) -> None:
 def test_a_task_graph_can_be_saved(tmp_path: Path) -> None:
     tasks = tiny(3)
     tasks.save(tmp_path / "tasks.npz")
-    again = TaskGraph.load(tmp_path / "tasks.npz")
+    again = load(tmp_path / "tasks.npz")
     assert arrays(again) == arrays(tasks) and again.plan == tasks.plan
     (tmp_path / "other").write_bytes(b"nothing")
     with pytest.raises(LowerError, match="is not a saved task graph"):
-        TaskGraph.load(tmp_path / "other")
+        load(tmp_path / "other")
 
 
 def test_wrong_plans_are_refused() -> None:

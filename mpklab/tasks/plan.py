@@ -1,0 +1,121 @@
+"""`Plan`: every choice that lowering makes, and how it makes them when none is given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from mpklab import passes as graph_passes
+from mpklab.errors import LowerError, suggest
+from mpklab.graph import Graph, Operator
+from mpklab.machine import Machine
+from mpklab.ops import REGISTRY, Tiling
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every choice that lowering made: passes, a tiling per operator, and settings of the kernel. Replayable."""
+
+    passes: tuple[str, ...]
+    tilings: Mapping[str, Tiling]
+    settings: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "passes": list(self.passes),
+            "tilings": {k: asdict(v) for k, v in self.tilings.items()},
+            "settings": dict(self.settings),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Plan:
+        try:
+            tilings = {k: Tiling(**v) for k, v in data["tilings"].items()}
+            return Plan(tuple(data["passes"]), tilings, dict(data["settings"]))
+        except (KeyError, TypeError) as error:
+            raise LowerError(f"not a plan: {error!r}") from error
+
+    @cached_property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def choose_plan(
+    graph: Graph, machine: Machine, tiles: Mapping[str, int] | None = None, passes: tuple[str, ...] | None = None
+) -> Plan:
+    """The plan that `lower` follows when none is given. `tiles` sets tile sizes by operator name or kind."""
+    tiles = dict(tiles or {})
+    kinds = {o.op for o in graph.operators}
+    fused = passes if passes is not None else _default_passes(graph, machine)
+    if passes is None and "argmax_partial" in kinds:
+        rewritten = graph_passes.apply(graph, fused)
+        source = next(o for o in rewritten.operators if o.op == "argmax_partial")
+        writers = rewritten.writers(source.operands["x"])
+        tiled = writers[0] if writers and writers[0].op == "linear" else source
+        parts = len(_tiling(rewritten, tiled, machine, tiles).bounds(_extent(rewritten, tiled))) - 1
+        fused = (*fused, f"split_argmax:{parts}", "fuse_argmax")
+    rewritten = graph_passes.apply(graph, fused)
+    known = {o.name for o in rewritten.operators} | {o.op for o in rewritten.operators}
+    for name, size in tiles.items():
+        if name not in known:
+            raise LowerError(f"tiles: no operator or kind {name!r}: {suggest(name, known)}")
+        if not isinstance(size, int) or size < 1:
+            raise LowerError(f"tiles: {name!r} needs a positive tile size, not {size!r}")
+        for o in rewritten.operators:
+            if name in (o.name, o.op) and o.op in _CUT_BY_ITSELF:
+                raise LowerError(f"tiles: {o.name} ({o.op}) is cut {_CUT_BY_ITSELF[o.op]}, not by a tile size")
+    tilings = {o.name: _tiling(rewritten, o, machine, tiles) for o in rewritten.operators}
+    return Plan(fused, tilings)
+
+
+_CUT_BY_ITSELF = {
+    "attention": "by head and by the pass split_attention",
+    "argmax_reduce": "into one tile",
+    "advance": "into one tile",
+}
+
+
+def _default_passes(graph: Graph, machine: Machine) -> tuple[str, ...]:
+    names = ["merge_linears", "fuse_norm", "fuse_silu_mul", "fuse_residual"]
+    attention = next((o for o in graph.operators if o.op == "attention" and o.attrs["splits"] == 1), None)
+    if attention is not None:
+        batch, kv, context, _ = graph.tensors[attention.operands["k_cache"]].type.sizes
+        splits = _context_splits(batch * kv, context, machine)
+        if splits > 1:
+            names += [f"split_attention:{splits}{'' if machine.backend == 'cpu' else ':16'}", "fuse_merge"]
+    return tuple(names)
+
+
+def _context_splits(tiles: int, context: int, machine: Machine) -> int:
+    """Pieces of the context per head: enough to occupy the workers, few enough that merging stays cheap.
+
+    Every worker of the next linear reads all pieces. On a GPU a piece of less than 64 rows saves nothing, because a
+    page of the ring holds that many (measured: 8 pieces of 64 rows beat 4, 9 and 16 at a context of 512).
+    """
+    if machine.backend == "cpu":
+        return next((s for s in (1, 2) if tiles * s % machine.workers == 0), 2 if tiles < machine.workers else 1)
+    most = min(16, machine.workers // tiles, context // 64)
+    return 1 << (most.bit_length() - 1) if most > 1 else 1
+
+
+def _extent(graph: Graph, operator: Operator) -> int:
+    return REGISTRY.ops[operator.op].tile_extent(graph.node(operator))
+
+
+def _tiling(graph: Graph, operator: Operator, machine: Machine, tiles: Mapping[str, int]) -> Tiling:
+    size = tiles.get(operator.name, tiles.get(operator.op))
+    if size:
+        return Tiling(size=size)
+    if operator.op in ("rms_norm", "argmax_reduce", "advance"):
+        return Tiling(parts=1)
+    if operator.op == "argmax_partial":
+        return Tiling(parts=operator.attrs["parts"])
+    if operator.op == "attention_merge":
+        return Tiling(parts=min(machine.workers, _extent(graph, operator)))
+    if operator.attrs.get("argmax_parts"):
+        return Tiling(parts=operator.attrs["argmax_parts"])
+    return Tiling(parts=machine.workers, granule=4 if machine.backend == "cpu" else 2)
