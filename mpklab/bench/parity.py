@@ -258,7 +258,7 @@ def greedy(module: Any, ids: list[list[int]], tokens: int) -> tuple[list[list[in
 
 def digest(kernel: Kernel, prompt: list[int], tokens: int, level: int = 0) -> str:
     """A hash over all that a generation leaves: tokens, logits, caches, counters."""
-    session = kernel.session_for(prompt, tokens)
+    session = kernel.session_for(prompt, max_new_tokens=tokens)
     session.launch(tokens, profile=level)
     left = hashlib.sha256()
     for name, t in sorted(kernel.graph.tensors.items()):
@@ -269,7 +269,7 @@ def digest(kernel: Kernel, prompt: list[int], tokens: int, level: int = 0) -> st
 
 def forced(kernel: Kernel, sequence: list[int]) -> torch.Tensor:
     """The kernel's logits behind each token of a given sequence, float32 [tokens, vocab]; no prefill."""
-    session = kernel.session_for(sequence[:1], 1)
+    session = kernel.session_for(sequence[:1], max_new_tokens=1)
     t = session.tensors
     advance = next(o.operands for o in kernel.graph.operators if o.op == "advance")
     rows = []

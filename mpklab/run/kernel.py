@@ -283,14 +283,10 @@ class Kernel(Presented):
         """
         _refuse("generate", Kernel.generate, unknown)
         names = self._decoder()
-        ids = self._prompt(prompt, raw)
-        self._check_room(ids, max_new_tokens)
         if chunk is not None and chunk < 1:
             raise RunError(f"chunk must be at least 1, not {chunk}")
         dim = self._one_sequence()
-        session = self.new_session()
-        self._set_up(session)
-        prefill_seconds = self._place(session, 0, ids, max_new_tokens)
+        session, (ids,), _, (prefill_seconds,) = self._opened([prompt], max_new_tokens, raw)
         generated = session.tensors[names["generated"]]
         stream = self.model.tokenizer.stream() if self.model and self.model.tokenizer and on_token else None
         told = 0
@@ -337,10 +333,31 @@ class Kernel(Presented):
         names = self._decoder()
         if isinstance(prompts, str) or not prompts:
             raise RunError("generate_batch takes a list of at least one prompt; generate takes a single one")
-        first = self.graph.tensors[names["token"]].shape[0]
-        most = upper(first)
-        if len(prompts) > most:
-            raise RunError(f"{len(prompts)} prompts are more than the {most} sequences of this kernel's batch")
+        session, ids, limits, prefill_seconds = self._opened(prompts, max_new_tokens, raw)
+        outcome = session.launch(max(limits), dims=self._live(len(ids)), profile=profile)
+        made = []
+        for slot, (prompt, seconds) in enumerate(zip(ids, prefill_seconds, strict=True)):
+            end = int(session.tensors[names["position"]][slot]) + 1
+            tokens = session.tensors[names["generated"]][slot, len(prompt) : end].tolist()
+            made.append(Generation(self._text(tokens), tokens, outcome.seconds, seconds, outcome.profile))
+        return made
+
+    def session_for(
+        self, *prompts: str | Sequence[int], max_new_tokens: int | Sequence[int] = 64, raw: bool = False
+    ) -> Session:
+        """A session whose first rows stand where generation would begin, for launching step by step; the rest are done."""
+        session, _, _, _ = self._opened(prompts, max_new_tokens, raw)
+        return session
+
+    def _opened(
+        self, prompts: Sequence[str | Sequence[int]], max_new_tokens: int | Sequence[int], raw: bool
+    ) -> tuple[Session, list[list[int]], list[int], list[float]]:
+        """A session with prompts in its rows; their tokens, how many may follow each, and the seconds of each prefill."""
+        first = self.graph.tensors[self._decoder()["token"]].shape[0]
+        if not prompts:
+            raise RunError("a session needs at least one prompt")
+        if len(prompts) > upper(first):
+            raise RunError(f"{len(prompts)} prompts are more than the {upper(first)} sequences of this kernel's batch")
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         if len(limits) != len(prompts):
             raise RunError(f"max_new_tokens holds {len(limits)} numbers for {len(prompts)} prompts")
@@ -349,25 +366,13 @@ class Kernel(Presented):
             self._check_room(prompt, limit)
         session = self.new_session()
         self._set_up(session)
-        prefill_seconds = [self._place(session, slot, ids[slot], limits[slot]) for slot in range(len(ids))]
-        dims = {} if isinstance(first, int) else {str(first): len(prompts)}
-        outcome = session.launch(max(limits), dims=dims, profile=profile)
-        made = []
-        for slot, (prompt, seconds) in enumerate(zip(ids, prefill_seconds, strict=True)):
-            end = int(session.tensors[names["position"]][slot]) + 1
-            tokens = session.tensors[names["generated"]][slot, len(prompt) : end].tolist()
-            made.append(Generation(self._text(tokens), tokens, outcome.seconds, seconds, outcome.profile))
-        return made
+        seconds = [self._place(session, slot, ids[slot], limits[slot]) for slot in range(len(ids))]
+        return session, ids, limits, seconds
 
-    def session_for(self, prompt: str | Sequence[int], max_new_tokens: int = 64, *, raw: bool = False) -> Session:
-        """A session whose first row stands where `generate` would begin, for launching step by step."""
-        self._decoder()
-        ids = self._prompt(prompt, raw)
-        self._check_room(ids, max_new_tokens)
-        session = self.new_session()
-        self._set_up(session)
-        self._place(session, 0, ids, max_new_tokens)
-        return session
+    def _live(self, count: int) -> dict[str, int]:
+        """Dims for so many sequences."""
+        first = self.graph.tensors[self._decoder()["token"]].shape[0]
+        return {} if isinstance(first, int) else {str(first): count}
 
     def _text(self, tokens: list[int]) -> str:
         return self.model.tokenizer.decode(tokens) if self.model and self.model.tokenizer else ""
@@ -402,14 +407,11 @@ class Kernel(Presented):
             thread.join()
 
     def _one_sequence(self) -> dict[str, int]:
-        """Dims for a single request; a kernel of a fixed larger batch cannot serve one."""
-        token = self.graph.tensors[_advance(self.graph)["token"]]
-        first = token.shape[0]
-        if isinstance(first, int):
-            if first != 1:
-                raise RunError(f"this kernel decodes {first} sequences at once: use Kernel.generate_batch")
-            return {}
-        return {str(first): 1}
+        """Dims for a single request; a kernel of a fixed larger batch is not asked to serve one by mistake."""
+        first = self.graph.tensors[self._decoder()["token"]].shape[0]
+        if isinstance(first, int) and first != 1:
+            raise RunError(f"this kernel decodes {first} sequences at once: use Kernel.generate_batch")
+        return self._live(1)
 
     def _set_up(self, session: Session) -> None:
         """No sequence yet: every row of the batch is done, and nothing but end-of-sequence tokens is given."""
