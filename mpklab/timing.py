@@ -67,7 +67,7 @@ class Prepared:
         session.bind(values)
         caches = _caches(graph)
         for name in caches:
-            session.tensors[name].copy_(self._random(graph.tensors[name]))
+            session.tensors[name].copy_(random_value(graph.tensors[name], self.seed, session.device))
         self._start_decode(graph)
         self._state = {
             t.name: session.tensors[t.name].clone()
@@ -99,16 +99,7 @@ class Prepared:
     def _value(self, graph: Graph, t: Tensor) -> torch.Tensor:
         if t.parts:
             return torch.cat([self._value(graph, graph.tensors[p]) for p in t.parts])
-        return self._random(t)
-
-    def _random(self, t: Tensor) -> torch.Tensor:
-        """Made on the CPU, so that every machine makes the same."""
-        dtype, sizes = TORCH_DTYPES[t.dtype], t.type.sizes
-        if not dtype.is_floating_point:
-            return torch.zeros(sizes, dtype=dtype, device=self.session.device)
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {t.name}".encode()))
-        scale = sizes[-1] ** -0.5 if t.role == "weight" and len(sizes) > 1 else 1.0
-        return (torch.randn(sizes, generator=generator) * scale).to(dtype).to(self.session.device)
+        return random_value(t, self.seed, self.session.device)
 
     def _start_decode(self, graph: Graph) -> None:
         """Every sequence at the position, not done, with no token that ends it."""
@@ -207,6 +198,21 @@ def median_ratio(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], seed: i
     drawn = np.median(x[picks], axis=1) / np.median(y[picks], axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(np.median(x) / np.median(y)), float(low), float(high)
+
+
+def random_value(t: Tensor, seed: int, device: str) -> torch.Tensor:
+    """Random numbers, or zeros of integers, fixed by seed and name; made on the CPU, so that every machine has the same."""
+    dtype, sizes = TORCH_DTYPES[t.dtype], t.type.sizes
+    if not dtype.is_floating_point:
+        return torch.zeros(sizes, dtype=dtype, device=device)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {t.name}".encode()))
+    scale = sizes[-1] ** -0.5 if t.role == "weight" and len(sizes) > 1 else 1.0
+    return (torch.randn(sizes, generator=generator) * scale).to(dtype).to(device)
+
+
+def random_weights(graph: Graph, seed: int, device: str) -> dict[str, torch.Tensor]:
+    """A value for every weight of a graph, to be shared by the kernels made of it; the same as `Prepared` would take."""
+    return {t.name: random_value(t, seed, device) for t in graph.tensors.values() if t.role == "weight" and not t.parts}
 
 
 def _is_used(graph: Graph, name: str) -> bool:
