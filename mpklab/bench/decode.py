@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--setting", action="append", default=[], metavar="NAME=N", help="a kernel setting, as in a plan"
     )
-    parser.add_argument("--splits", default=None, help="pieces of the context per head, N or N:16 for pieces in 16 bits")
+    parser.add_argument(
+        "--splits", default=None, help="pieces of the context per head, N or N:16 for pieces in 16 bits"
+    )
     parser.add_argument("--no-prefetch", action="store_true", help="the loader waits for the task's events")
     parser.add_argument("--profile", metavar="FILE", help="save a recording of the last configuration")
     parser.add_argument("--level", type=int, default=2, help="recording level of --profile")
@@ -111,7 +113,7 @@ def start(kernel: Any, batch: int, context: int, steps: int) -> Any:
     """A session whose caches hold random rows below the position, so that a step costs what it costs in use."""
     session = kernel.new_session()
     graph = kernel.graph
-    generator = torch.Generator(device="cuda").manual_seed(1)
+    generator = torch.Generator(device=session.device).manual_seed(1)
     for name in graph.tensors:
         if name.endswith("_cache"):
             session.tensors[name].normal_(0, 1, generator=generator)
@@ -119,8 +121,8 @@ def start(kernel: Any, batch: int, context: int, steps: int) -> Any:
     eos = graph.tensors[o["eos"]].type.sizes
     session.bind(
         {
-            o["eos"]: torch.full(eos, -1, dtype=torch.int32, device="cuda"),
-            o["limit"]: torch.full((batch,), 1 << 30, dtype=torch.int32, device="cuda"),
+            o["eos"]: torch.full(eos, -1, dtype=torch.int32, device=session.device),
+            o["limit"]: torch.full((batch,), 1 << 30, dtype=torch.int32, device=session.device),
         }
     )
     reset(session, o, context - steps)

@@ -1,0 +1,59 @@
+"""What recording costs: the same kernel at levels 0 to 3, interleaved in one run, outputs compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import mpklab as mk
+from mpklab import stamp
+from mpklab.bench.decode import reset, start
+from mpklab.timing import median_ratio
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2-135m", help="a name; random weights unless it is smollm2-135m")
+    parser.add_argument("--context", type=int, default=512, help="rows in the cache")
+    parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds")
+    parser.add_argument("--steps", type=int, default=16, help="decode steps in one launch")
+    parser.add_argument("--json", metavar="FILE", help="write every sample here")
+
+
+@torch.inference_mode()
+def main(args: argparse.Namespace) -> int:
+    machine = mk.Machine.detect()
+    on = "cuda" if machine.backend == "cuda" else "cpu"
+    model = mk.models.load(args.model) if args.model == "smollm2-135m" else mk.models.random(args.model, device=on)
+    graph = model.decode_graph(context=args.context + 16)
+    kernel = mk.build(mk.assign(mk.lower(graph, machine)), weights=model)
+    session = start(kernel, 1, args.context, args.steps)
+    operands = next(o for o in kernel.graph.operators if o.op == "advance").operands
+    logits: dict[int, torch.Tensor] = {}
+    samples: list[dict[str, Any]] = []
+    rng = np.random.default_rng(0)
+    for r in range(-2, args.rounds):
+        for level in map(int, rng.permutation(4)):
+            reset(session, operands, args.context - args.steps)
+            seconds = session.launch(args.steps, profile=level).seconds
+            if r >= 0:
+                samples.append({"level": level, "round": r, "ms": seconds * 1e3 / args.steps})
+            else:
+                logits[level] = session.tensors["logits"].clone()
+    made = stamp.collect(device=kernel.device_facts(), model=args.model)
+    if args.json:
+        Path(args.json).write_text(json.dumps({"stamp": made, "samples": samples}, indent=1))
+    ms = {level: np.array([s["ms"] for s in samples if s["level"] == level]) for level in range(4)}
+    print(f"{args.model} on {machine.name}, {args.rounds} rounds of {args.steps} steps")
+    for level, values in ms.items():
+        middle, low, high = median_ratio(values, ms[0])
+        same = torch.equal(logits[level].view(torch.int32), logits[0].view(torch.int32))
+        print(
+            f"  level {level}: {np.median(values):8.4f} ms a step, {middle - 1:+7.2%} "
+            f"[{low - 1:+.2%}, {high - 1:+.2%}]  outputs {'identical' if same else 'DIFFER'}"
+        )
+    return 0
