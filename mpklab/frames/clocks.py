@@ -1,14 +1,24 @@
-"""From a lane's clock to nanoseconds that all lanes share: a line through each lane's anchors, with what it leaves."""
+"""From a lane's clock to nanoseconds that all lanes share: a line or a curve through its anchors, with what that leaves.
+
+The SMs of an H200 do not share one clock: each GPC has its own, whose counter its 16 or 18 SMs read alike, and whose
+rate follows the load, between 1.6 and 2.0 GHz within microseconds. Lanes whose counters agree are therefore fitted
+together, and by pieces wherever no line will do.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mpklab import abi
 
 LOW_56 = (1 << 56) - 1
+SAME_COUNTER_NS = (
+    2000  # counters of one GPC agree to less than this where their kernels begin; those of two to far more
+)
+PIECE_NS = 1000  # length of a curve's pieces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,18 +37,46 @@ class Anchors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """Per lane: global_ns = offset_ns + clock * ns_per_cycle, clock counted from the lane's `begin_clock`.
+    """Per lane: global_ns = offset_ns + clock * ns_per_cycle, clock counted from the lane's `begin_clock`; or a curve.
 
-    residual_ns is the root mean square of what the line leaves, never below tick_ns / sqrt(12), and the tick itself
-    where two anchors or fewer leave nothing to judge by (NaN without any); residual_max_ns the largest.
+    residual_ns is the root mean square of what line or curve leaves, never below tick_ns / sqrt(12), and the tick
+    itself where two anchors or fewer leave nothing to judge by (NaN without any); residual_max_ns the largest. Of a
+    curve both count what it may miss between anchors. curve: which of `curves` a lane follows, -1 none; start: what to
+    add to its clock for that.
     """
 
     offset_ns: np.ndarray
     ns_per_cycle: np.ndarray
+    curve: np.ndarray
+    start: np.ndarray
+    curves: tuple[Curve, ...]
     residual_ns: np.ndarray
     residual_max_ns: np.ndarray
     anchors: np.ndarray
     tick_ns: int
+
+    def times(self, lane: np.ndarray, ticks: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Global ns, as floats, of the records first[i] … first[i + 1] of each lane i."""
+        ns: np.ndarray = self.offset_ns[lane] + ticks * self.ns_per_cycle[lane]
+        for i in np.nonzero((self.curve >= 0) & (first[1:] > first[:-1]))[0]:
+            part = slice(first[i], first[i + 1])
+            ns[part] = self.curves[self.curve[i]].at(ticks[part] + self.start[i])
+        return ns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Global time over a counter by pieces: knots, means of the anchors around them; rate: ns per cycle overall."""
+
+    clock: np.ndarray
+    ns: np.ndarray
+    rate: float
+
+    def at(self, clock: np.ndarray) -> np.ndarray:
+        x = clock.astype(np.float64)
+        # What the pieces add to the overall rate, so that beyond the knots this rate goes on.
+        out: np.ndarray = self.rate * x + np.interp(x, self.clock, self.ns - self.rate * self.clock)
+        return out
 
 
 def base_of(headers: np.ndarray, valid: np.ndarray) -> int:
@@ -85,12 +123,15 @@ def _has_end(headers: np.ndarray) -> np.ndarray:
     return np.asarray((begin != 0) & (end > begin) & (cycles > 0) & (cycles < 1 << 53))
 
 
-def fit(headers: np.ndarray, anchors: Anchors, stated: np.ndarray) -> Fit:
-    """A robust line per lane.
+def fit(
+    headers: np.ndarray, anchors: Anchors, stated: np.ndarray, ticks: np.ndarray | None = None, first: Any = None
+) -> Fit:
+    """A robust line per lane, or a curve for lanes of one counter that no line fits.
 
     The lanes of one worker share an SM's clock. CPU clocks are one clock for all: their anchors are fitted together, so
     that a thread that lost its core between two reads does not bend its own lane; a lane that the common line misses by
-    far more than its noise keeps its own.
+    far more than its noise keeps its own. `ticks` and `first` are the lanes' records, which say where between the anchors
+    a curve's error matters.
     """
     n = len(headers)
     out = {k: np.zeros(n) for k in ("offset", "slope", "rms", "worst")}
@@ -125,7 +166,89 @@ def fit(headers: np.ndarray, anchors: Anchors, stated: np.ndarray) -> Fit:
         for lane in lanes:
             if abs(float(np.median(rest[lane_of == lane]))) <= noise:
                 use(int(lane), offset + slope * begin[lane], slope)
-    return Fit(out["offset"], out["slope"], out["rms"], out["worst"], count, tick)
+    curve, begun, curves = np.full(n, -1), np.zeros(n, np.int64), []
+    for lanes, zero in _counters(headers, anchors, ~shared & (count > 0), stated):
+        begin = (headers["begin_clock"][lanes] - np.uint64(zero)).view(np.int64)
+        begun[lanes] = begin
+        at = np.nonzero(np.isin(anchors.lane, lanes))[0]
+        x, y = anchors.clock[at] + begun[anchors.lane[at]], ns[at]
+        made = _curve(x, y, tick)
+        if made is None:
+            continue
+        rest = np.abs(y - made.at(x))
+        keep = rest <= max(8.0 * tick, _limit(rest))
+        made = _curve(x[keep], y[keep], tick)
+        if made is None:
+            continue
+        used = [] if ticks is None else [ticks[first[i] : first[i + 1]] + begun[i] for i in lanes]
+        typical, most = _between(made, np.concatenate([x, *used]) if used else x)
+        for lane in lanes:
+            mine = np.abs(y - made.at(x))[anchors.lane[at] == lane]
+            rms = float(np.hypot(max(np.sqrt(np.mean(mine**2)), tick / np.sqrt(12)), typical))
+            if np.median(mine) > 4 * tick or not 2 * tick < out["worst"][lane]:
+                continue  # another counter after all, or one that a line fits
+            curve[lane], out["slope"][lane] = len(curves), made.rate
+            out["rms"][lane], out["worst"][lane] = rms, float(mine.max()) + most
+        curves.append(made)
+    return Fit(out["offset"], out["slope"], curve, begun, tuple(curves), out["rms"], out["worst"], count, tick)
+
+
+def _counters(
+    headers: np.ndarray, anchors: Anchors, use: np.ndarray, stated: np.ndarray
+) -> list[tuple[np.ndarray, int]]:
+    """Lanes that read the same counter, and where its count begins: those whose counters meet, where all began."""
+    start = np.searchsorted(anchors.lane, np.arange(len(headers)))
+    out = []
+    for rank in np.unique(headers["rank"][use]):
+        lanes = np.nonzero(use & (headers["rank"] == rank))[0]
+        zero = int(headers["begin_clock"][lanes].min())
+        since_zero = (headers["begin_clock"][lanes] - np.uint64(zero)).astype(np.float64)
+        first_ns = anchors.global_ns[start[lanes]].astype(np.float64)
+        first_clock = anchors.clock[start[lanes]].astype(np.float64)
+        origin = since_zero + first_clock - (first_ns - first_ns.min()) / stated[lanes]
+        order = np.argsort(origin, kind="stable")
+        cut = np.nonzero(np.diff(origin[order]) * stated[lanes[order[1:]]] > SAME_COUNTER_NS)[0] + 1
+        out += [(np.sort(lanes[part]), zero) for part in np.split(order, cut)]
+    return out
+
+
+def _curve(clock: np.ndarray, ns: np.ndarray, tick: int) -> Curve | None:
+    """Means of the anchors over pieces of equal length; None for fewer than three."""
+    if clock.size < 3 or clock.max() == clock.min() or ns.max() <= ns.min():
+        return None
+    rate = float(ns.max() - ns.min()) / float(clock.max() - clock.min())
+    order = np.argsort(clock, kind="stable")
+    x, y = clock[order].astype(np.float64), ns[order]
+    piece = np.floor((x - x[0]) * rate / max(PIECE_NS, 16.0 * tick))
+    begin = np.nonzero(np.r_[True, np.diff(piece) > 0])[0]
+    if begin.size < 3:
+        return None
+    size = np.diff(np.r_[begin, x.size])
+    knots, times = np.add.reduceat(x - x[0], begin) / size + x[0], np.add.reduceat(y - y[0], begin) / size + y[0]
+    return Curve(knots, np.maximum.accumulate(times), rate)
+
+
+def _between(curve: Curve, clock: np.ndarray) -> tuple[float, float]:
+    """What a curve may miss between its knots, over the stamps `clock`: root mean square, and at most (three times that
+    of the worst stamp).
+
+    Loads come and go, so a clock wanders from its mean rate as a random walk does: by s·sqrt(t·u·(1 - u)) at the part u
+    of a gap of t. s is taken from how far each knot lies from the chord over the gap behind it and as long a time before.
+    """
+    x, y = curve.clock, curve.ns
+    i = np.arange(1, x.size - 1)
+    behind = y[i + 1] - y[i]
+    k = np.clip(np.searchsorted(y, y[i] - behind, side="right") - 1, 0, i - 1)
+    before = y[i] - y[k]
+    off = before - (x[i] - x[k]) / (x[i + 1] - x[k]) * (y[i + 1] - y[k])
+    room = float((before * behind / np.maximum(before + behind, 1.0)).sum())
+    walk = float((off**2).sum()) / room if room > 0 else 0.0
+    at = np.clip(np.searchsorted(x, clock, side="right") - 1, 0, x.size - 2)
+    gap = (x[at + 1] - x[at]) * curve.rate
+    since = (clock - x[at]) * curve.rate
+    inside = (since >= 0) & (since <= gap)
+    bridge = np.where(inside, since * (gap - since) / gap, np.maximum(-since, since - gap))
+    return float(np.sqrt(walk * bridge.mean())), 3 * float(np.sqrt(walk * bridge.max()))
 
 
 def _limit(rest: np.ndarray) -> float:

@@ -123,10 +123,11 @@ def _decode(profile: Profile) -> Decoded:
     stated = clocks.nominal(head, profile.clock_hz)
     ticks = _turns(head, lanes["wrapped"], ticks, lane, first, marks, begin, end, clocks.header_rate(head, stated))
     marks = clocks.Anchors(marks.lane, ticks[t_of_value], marks.global_ns, marks.record)
-    fit = clocks.fit(head, _merge(begin, marks, end), stated)
+    fit = clocks.fit(head, _merge(begin, marks, end), stated, ticks, first)
     offsets = _offsets(profile)
-    moved = fit.offset_ns + offsets[np.arange(n_lanes) // profile.lanes_per_worker]
-    ns = np.rint(moved[lane] + ticks * fit.ns_per_cycle[lane])
+    ns = np.rint(fit.times(lane, ticks, first))
+    if offsets.any():
+        ns += offsets[np.arange(n_lanes) // profile.lanes_per_worker][lane]
     ns = np.clip(ns, -(1 << 60), 1 << 60).astype(np.int64)
     zero = int(ns.min()) if ns.size else 0
     ns -= zero
