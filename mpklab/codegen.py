@@ -71,7 +71,7 @@ def emit(schedule: Schedule, level: int | None = None) -> Source:
     lines += [f'#include "mpklab/ops/{h}.{suffix}"' for h in headers]
     lines += ["", "using Kernel = mpk::Variants<"]
     lines += [f"    {v.text}{',' if i + 1 < len(tasks.variants) else '>;'}" for i, v in enumerate(tasks.variants)]
-    lines += ["", *(_host_entry() if backend == "cpu" else _device_entry(tasks.plan.settings, level or 0))]
+    lines += ["", *(_host_entry() if backend == "cpu" else _device_entry(schedule, level or 0))]
     return Source("\n".join(lines) + "\n", backend)
 
 
@@ -96,10 +96,11 @@ def device_settings(settings: Any) -> dict[str, int]:
     return {**DEVICE_SETTINGS, **settings}
 
 
-def _device_entry(settings: Any, level: int) -> list[str]:
-    s = device_settings(settings)
+def _device_entry(schedule: Schedule, level: int) -> list[str]:
+    s = device_settings(schedule.tasks.plan.settings)
     arguments = (
         f"Kernel, {level}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}, {s['l2_bytes']}"
+        + (", true" if schedule.handout is not None else "")
     )
     return [
         f'extern "C" __global__ void __launch_bounds__(mpk::threads<{s["consumer_warps"]}>(), 1)',

@@ -45,10 +45,36 @@ MPK_FN u32 pop(const Run& run, u32 first) {
   return no_task;
 }
 
-// Pushes those of some tasks that waited for nothing else.
-MPK_FN void hand_out(const Run& run, u32 first, u32 count) {
+// A place in a ring that a worker has reserved, perhaps before anything was pushed there.
+struct Turn {
+  u32 at = 0;
+  bool held = false;
+};
+
+// The same for workers that never leave the pool, from one ring: with a hundred of them most exchanges would fail,
+// while an addition gives each a turn of its own. A turn may be kept for the next iteration.
+MPK_FN u32 pop_in_turn(const Run& run, u32 number, Turn& turn) {
+  Ring& ring = ring_of(run, number);
+  u32 end = ring.tasks * (run.epoch + 1);
+  if (!turn.held) {
+    u32 head = load_relaxed(&ring.head);
+    if (int(end - head) <= 0 || int(load_relaxed(&ring.tail) - head) <= 0) return no_task;
+    turn.at = add_relaxed(&ring.head, 1);
+    turn.held = true;
+  }
+  if (int(end - turn.at) <= 0) return no_task;
+  u32* slot = slot_of(run, ring, turn.at);
+  u32 task = load_acquire(slot, u32(Scope::gpu_));
+  if (task == 0) return no_task;
+  store_relaxed(slot, 0);
+  turn.held = false;
+  return task - 1;
+}
+
+// Pushes those of some tasks that waited for nothing else; `part` of `parts` threads that share the work.
+MPK_FN void hand_out(const Run& run, u32 first, u32 count, u32 part = 0, u32 parts = 1) {
   const Trigger* triggered = (const Trigger*)run.launch.triggered + first;
-  for (u32 i = 0; i < count; ++i) {
+  for (u32 i = part; i < count; i += parts) {
     const Trigger& next = triggered[i];
     if (next.waits > 1) {
       u32 met = add_acq_rel((u32*)run.launch.pending + next.task, 1, u32(Scope::gpu_)) + 1;
@@ -87,9 +113,9 @@ MPK_FN bool promise(const Run& run, const Signal& signal) {
   return completes(run, (u32*)run.launch.promised + u64(signal.event) * event_stride, signal);
 }
 
-MPK_FN void hand_out_event(const Run& run, u32 number) {
+MPK_FN void hand_out_event(const Run& run, u32 number, u32 part = 0, u32 parts = 1) {
   const Event& event = event_of(run, number);
-  hand_out(run, event.tasks, event.n_tasks);
+  hand_out(run, event.tasks, event.n_tasks, part, parts);
 }
 
 // Where there are pools a worker may have had nothing to do for an iteration, so before a StepControl is overwritten
@@ -104,8 +130,8 @@ MPK_FN bool wait_for_readers(const Run& run, u32 workers, u32 task) {
 }
 
 // After the next StepControl was published by this worker: its tasks that wait for nothing.
-MPK_FN void open_iteration(const Run& run, bool stop) {
-  if (!stop && run.iteration + 1 < run.launch.iterations) hand_out(run, 0, run.launch.n_opening);
+MPK_FN void open_iteration(const Run& run, bool stop, u32 part = 0, u32 parts = 1) {
+  if (!stop && run.iteration + 1 < run.launch.iterations) hand_out(run, 0, run.launch.n_opening, part, parts);
 }
 
 // Without a step task. True: all tasks of the iteration have ended, and this worker is the one to publish the next.

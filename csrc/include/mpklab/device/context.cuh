@@ -15,7 +15,8 @@ struct __align__(16) Descriptor {
   Signal signals[max_waits];
   u64 bases[max_slots];
   u32 id;
-  u32 pad[3];
+  u32 popped;  // of a pool; else from the worker's own queue
+  u32 pad[2];
 };
 static_assert(sizeof(Descriptor) % 16 == 0, "Descriptor");
 

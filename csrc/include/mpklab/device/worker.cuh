@@ -2,6 +2,7 @@
 #pragma once
 
 #include "mpklab/device/context.cuh"
+#include "mpklab/queue.h"
 
 namespace mpk {
 
@@ -10,6 +11,21 @@ struct Plain {
   template <class C>
   MPK_FN void gather(C&) {}
 };
+
+// The shape of a kernel whose workers also take tasks from pools. One that does not is compiled as if there were none.
+template <class S>
+struct WithPools : S {};
+template <class S>
+constexpr bool has_pools = false;
+template <class S>
+constexpr bool has_pools<WithPools<S>> = true;
+
+// A whole warp hands out what the signals of some of its lanes made ready.
+MPK_FN void hand_out_by_warp(const Run& run, const Signal* signals, u32 completed) {
+  __syncwarp();  // what those lanes have seen, all have
+  for (; completed; completed &= completed - 1)
+    hand_out_event(run, signals[__ffs(int(completed)) - 1].event, threadIdx.x % 32, 32);
+}
 
 template <class K>
 struct Table;
@@ -47,6 +63,10 @@ struct Consumers {
     for (; run.iteration < launch.iterations; ++run.iteration) {
       run.epoch = run.iteration;
       if (!begin_iteration()) return;
+      if constexpr (has_pools<S>) {
+        if (!walk_pools()) return;
+        queue_length = 0;
+      }
       for (u32 i = 0; i < queue_length; ++i) {
         if (!fetch()) return;
         const Descriptor& task = shared.tasks[at];
@@ -104,11 +124,34 @@ struct Consumers {
           if (S::level >= 2) write_anchor();
         }
       }
+      if constexpr (has_pools<S>)
+        if (acquired) step_read(run);
       shared.step = step;
       shared.closed = !happens;
     }
     sync();
     return !ptx::load_flag(&shared.closed);
+  }
+
+  // Tasks in the order in which the loader took them, until it says that the iteration holds no more.
+  MPK_FN bool walk_pools() {
+    while (fetch()) {
+      const Descriptor& task = shared.tasks[at];
+      if (task.id == no_task) {
+        sync();
+        if (first_thread()) ptx::barrier_arrive(shared.finished + at);
+        if (++at == descriptors) at = 0, parity ^= 1;
+        return true;
+      }
+      if (threadIdx.x < 32) begin_task(task);
+      sync();
+      if (shared.stop) return false;
+      Table<K>::call(task.task.variant, *this);
+      sync();
+      if (threadIdx.x < 32) publish(task);
+      if (++at == descriptors) at = 0, parity ^= 1;
+    }
+    return false;
   }
 
   // The loader has read the next task.
@@ -118,12 +161,27 @@ struct Consumers {
     while (!ptx::barrier_try(shared.known + at, parity))
       // The loader ended early: every thread decides by the same barrier, which no longer changes.
       if (ptx::load_flag(&shared.described) && !ptx::barrier_try(shared.known + at, parity)) return false;
+    if constexpr (has_pools<S> && S::level >= 2)
+      if (first_thread()) {
+        recorder.template begin_at<2>(Phase::pop_, run.worker, clock);
+        recorder.template end<2>(Phase::pop_, run.worker);
+        if (shared.tasks[at].id == no_task) return true;
+        clock = clock_low();
+      }
     if constexpr (S::level >= 2)
       if (first_thread()) recorder.template begin_at<2>(Phase::fetch_, shared.tasks[at].id, clock);
     return true;
   }
   MPK_FN void begin_task(const Descriptor& task) {
     bool passed = pass(task);
+    if constexpr (has_pools<S>) {
+      if (launch.promised && passed && !task.popped) {
+        bool last = threadIdx.x < task.task.n_signals && promise(run, task.signals[threadIdx.x]);
+        hand_out_by_warp(run, task.signals, __ballot_sync(0xffffffffu, last));
+      }
+      if (first_thread() && passed && task.task.flags & u32(TaskFlag::step_))
+        passed = wait_for_readers(run, 2 * launch.n_workers, task.id);
+    }
     if (!first_thread()) return;
     shared.stop = !passed;
     if (task.task.flags & u32(TaskFlag::step_)) prepare_step(run, shared.step);
@@ -184,12 +242,45 @@ struct Consumers {
       if constexpr (S::level == 1) recorder.template end<1>(Phase::execute_, task.id);
       recorder.template next<2>(Phase::signal_, task.id);
     }
-    if (!(task.task.flags & u32(TaskFlag::drop_signals_)) && lane < task.task.n_signals && !pages.dead)
-      signal_event(run, task.signals[lane]);
-    if (lane == 0 && publishes && !pages.dead) publish_step(run);
+    if constexpr (has_pools<S>) {
+      if (!pages.dead) publish_to_pools(task);
+    } else {
+      if (!(task.task.flags & u32(TaskFlag::drop_signals_)) && lane < task.task.n_signals && !pages.dead)
+        signal_event(run, task.signals[lane]);
+      if (lane == 0 && publishes && !pages.dead) publish_step(run);
+    }
     if (lane == 0) recorder.template end<2>(Phase::signal_, task.id);
     __syncwarp();
     if (lane == 0) ptx::barrier_arrive(shared.finished + at);
+  }
+
+  // Where there are pools a signal may hand out tasks, and the end of an iteration those that open the next.
+  MPK_FN void publish_to_pools(const Descriptor& task) {
+    u32 lane = threadIdx.x;
+    bool sends = !(task.task.flags & u32(TaskFlag::drop_signals_)) && lane < task.task.n_signals;
+    bool last = sends && signal_pool(run, task.signals[lane]);
+    u32 completed = __ballot_sync(0xffffffffu, last);
+    if (completed) {
+      u32 event = task.signals[__ffs(int(completed)) - 1].event;
+      if (lane == 0) recorder.template next<2>(Phase::push_, event);
+      hand_out_by_warp(run, task.signals, completed);
+      if (lane == 0) recorder.template next<2>(Phase::signal_, task.id);
+    }
+    u32 opens = task.task.flags & u32(TaskFlag::step_), stop = 0;
+    if (lane == 0) {
+      if (launch.steps == u32(Steps::last_) && ends_iteration(run) &&
+          wait_for_readers(run, 2 * launch.n_workers, task.id)) {
+        prepare_step(run, shared.step);
+        opens = 1;
+      }
+      if (opens) {
+        stop = next_step(run).stop;
+        publish_step(run);
+      }
+    }
+    opens = __shfl_sync(0xffffffffu, opens, 0), stop = __shfl_sync(0xffffffffu, stop, 0);
+    __syncwarp();
+    if (opens) open_iteration(run, stop, lane, 32);
   }
 
   MPK_FN void write_anchor() {
@@ -204,6 +295,9 @@ struct Consumers {
 template <class S, class K>
 struct Loader {
   LoadContext<S>& context;
+  u32 laid_out = 0;    // descriptors, where there are pools
+  bool stays = false;  // in the pool, for all of every iteration
+  Turn turn{};
 
   MPK_FN void walk(const Entry* queue, u32 length) {
     const Launch& launch = context.launch;
@@ -252,6 +346,36 @@ struct Loader {
       }
   }
 
+  // The same where queues also hold drains: tasks are taken from the pool, a bounded number before they can run.
+  MPK_FN void walk_pools(const Entry* queue, u32 length) {
+    const Launch& launch = context.launch;
+    stays = length == 1 && launch.ring_classes == 1;
+    for (; context.run.iteration < launch.iterations && !context.over; ++context.run.iteration) {
+      context.run.epoch = context.run.iteration;
+      if constexpr (S::level >= 3) begin_iteration();
+      if (!context.acquire()) break;
+      __syncwarp();
+      if (context.lane() == 0) step_read(context.run);
+      for (u32 i = 0; i < length && !context.over; ++i) {
+        uint2 words = ptx::load_constant((const uint2*)(queue + i));
+        Entry entry{words.x, u16(words.y), u16(words.y >> 16)};
+        if (entry.kind == u32(EntryKind::drain_))
+          drain(entry);
+        else
+          run_next(entry.task, false);
+      }
+      if (!context.over) run_next(no_task, false);
+      if constexpr (S::level >= 3)
+        if (context.lane() == 0)
+          context.recorder.template end<3>(Phase::iteration_, launch.first_iteration + context.run.iteration);
+    }
+    if (context.lane() == 0) ptx::store_flag(&context.shared.described, 1);
+    context.drain();
+    if (context.polls_host)
+      for (u32 spins = 1; !context.give_up(spins); ++spins) {
+      }
+  }
+
   template <class V>
   MPK_FN void visit() {
     if constexpr (V::template loads<S>) {
@@ -259,7 +383,8 @@ struct Loader {
       if (context.lane() == 0) context.recorder.template begin<3>(Phase::load_, context.described->id);
       // A small tile leaves the memory idle while its events are waited for: the next one's weights go to the L2 then.
       if constexpr (S::l2_bytes > 0)
-        if (context.launch.prefetch && context.upcoming && V::template tile_bytes<S>(context.task()) <= 2 * S::ring_bytes) {
+        if (context.launch.prefetch && context.upcoming &&
+            V::template tile_bytes<S>(context.task()) <= 2 * S::ring_bytes) {
           Prefetcher prefetcher{context};
           Table<K>::call(context.upcoming->task.variant, prefetcher);
         }
@@ -284,13 +409,62 @@ struct Loader {
     context.recorder.anchor();
   }
 
+  MPK_FN void run_next(u32 id, bool popped) {
+    u32 at = laid_out % u32(descriptors), parity = laid_out / u32(descriptors) & 1;
+    describe(at, parity, id, id == no_task ? 0 : load_word(id, context.lane()), popped);
+    if (context.over) return;
+    ++laid_out;
+    if (id == no_task) return;
+    context.described = context.shared.tasks + at;
+    context.poll_host();
+    Table<K>::call(context.task().variant, *this);
+  }
+
+  // Takes tasks of a pool until the drain's event has happened.
+  MPK_FN void drain(const Entry& entry) {
+    const Run& run = context.run;
+    const Goal goal = goal_of(run, entry);
+    while (!context.over) {
+      u32 ahead = context.launch.pop_ahead + 1;
+      if (laid_out >= ahead) {
+        u32 behind = laid_out - ahead;  // must have ended before another is taken
+        const u64* finished = context.shared.finished + behind % u32(descriptors);
+        u32 parity = behind / u32(descriptors) & 1;
+        for (u32 spins = 1; !context.all(ptx::barrier_try((u64*)finished, parity)); ++spins)
+          if (context.give_up(spins)) return;
+      }
+      u32 id = no_task;
+      Idle idle;
+      for (u32 spins = 1;; ++spins) {
+        u32 over = 0;
+        if (context.lane() == 0) {
+          over = reached(goal);
+          if (!over) id = stays ? pop_in_turn(run, entry.pool, turn) : pop(run, entry.pool);
+          if (!over && id == no_task) idle.go_on(run, goal);
+        }
+        id = __shfl_sync(0xffffffffu, id, 0);
+        if (__shfl_sync(0xffffffffu, over, 0)) return;
+        if (id != no_task) break;
+        if (context.give_up(spins)) return;
+      }
+      __syncwarp();
+      if (context.launch.promised) {
+        const Task& task = run.task(id);
+        const Signal* signals = run.signals() + task.signals;
+        bool last = u32(context.lane()) < task.n_signals && promise(run, signals[context.lane()]);
+        hand_out_by_warp(run, signals, __ballot_sync(0xffffffffu, last));
+      }
+      run_next(id, true);
+    }
+  }
+
   static MPK_FN u32 load_id(const Entry* entry) { return ptx::load_constant(&entry->task); }
   MPK_FN u32 load_word(u32 id, u32 lane) const {
     return lane < sizeof(Task) / 4 ? ptx::load_constant((const u32*)context.launch.tasks + u64(id) * 16 + lane) : 0u;
   }
 
   // Lays out the task and what it names for the consumers.
-  MPK_FN void describe(u32 at, u32 parity, u32 id, u32 word) {
+  MPK_FN void describe(u32 at, u32 parity, u32 id, u32 word, bool popped = false) {
     Shared<S>& shared = context.shared;
     u32 lane = context.lane();
     for (u32 spins = 1; !context.all(ptx::barrier_try(shared.finished + at, parity ^ 1)); ++spins)
@@ -309,6 +483,8 @@ struct Loader {
       to.bases[lane - 16] = u64(base.y) << 32 | base.x;
     }
     if (lane == 31) to.id = id;
+    if constexpr (has_pools<S>)
+      if (lane == 31) to.popped = popped;
     __syncwarp();
     if (lane == 0) ptx::barrier_arrive(shared.known + at);
   }
@@ -319,9 +495,19 @@ constexpr int threads() {
   return 32 * (ConsumerWarps + 1);
 }
 
-template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight = Pages, int L2Bytes = 0>
+template <bool HasPools, class S>
+struct Choice {
+  using type = S;
+};
+template <class S>
+struct Choice<true, S> {
+  using type = WithPools<S>;
+};
+
+template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight = Pages, int L2Bytes = 0,
+          bool HasPools = false>
 MPK_FN void run_device(const Launch& launch) {
-  using S = Shape<Level, ConsumerWarps, PageBytes, Pages, InFlight, L2Bytes>;
+  using S = typename Choice<HasPools, Shape<Level, ConsumerWarps, PageBytes, Pages, InFlight, L2Bytes>>::type;
   extern __shared__ __align__(1024) char mpk_pages[];
   __shared__ __align__(128) char scratch[Table<K>::template scratch_bytes<S>];
   __shared__ Shared<S> shared;
@@ -355,9 +541,15 @@ MPK_FN void run_device(const Launch& launch) {
     context.weights_policy = ptx::policy_evict_first();
     context.rows_policy = ptx::policy_evict_normal();
     context.polls_host = begin == queues[0];
+    for (u32 d = 0; d < max_dims; ++d) context.step.dims[d] = launch.dims[d];  // stand when no task publishes steps
     if constexpr (Level >= 3)
       if (context.lane() == 0) context.recorder.start(launch, worker, Role::loader_);
-    if (length > 0) Loader<S, K>{context}.walk((const Entry*)launch.entries + begin, length);
+    Loader<S, K> loader{context};
+    const Entry* queue = (const Entry*)launch.entries + begin;
+    if constexpr (has_pools<S>)
+      loader.walk_pools(queue, length);
+    else if (length > 0)
+      loader.walk(queue, length);
     if constexpr (Level >= 3)
       if (context.lane() == 0) context.recorder.finish();
   }
