@@ -85,7 +85,7 @@ class Costs:
             pop_ns=overhead,
             serial_ns=overhead / 8,
             bandwidth=machine.bandwidth,
-            worker_bandwidth=machine.bandwidth if machine.backend == "cpu" else 2 * share,
+            worker_bandwidth=share if machine.backend == "cpu" else 2 * share,
             ring_bytes=ring,
             source=f"machine {machine.name}",
         )
