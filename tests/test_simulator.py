@@ -394,6 +394,35 @@ def test_the_profile_is_enough_to_make_the_schedule_again(schedule: mk.Schedule)
         recipe.schedule_of(replace(profile, meta={}))
 
 
+HANDED_OUT = [
+    {"mode": "dynamic"},
+    {"mode": "dynamic", "policy": "per_worker", "early_push": True, "pop_ahead": 2},
+    {"mode": "dynamic", "policy": "zigzag", "priority": "critical_path"},
+    {"mode": "hybrid", "dynamic": ("attention",)},
+    {"mode": "hybrid", "dynamic": ("linear",), "pool": "per_worker", "early_push": True, "pop_ahead": 1},
+]
+
+
+@pytest.mark.parametrize("choices", HANDED_OUT, ids=lambda c: " ".join(str(v) for v in c.values()))
+@pytest.mark.parametrize("backend", ["cpu", "h200"])
+def test_schedules_with_pools_are_played_and_kept(choices: dict, backend: str) -> None:
+    machine = mk.Machine.cpu(3) if backend == "cpu" else mk.Machine.named("h200", workers=3)
+    schedule = mk.verify(mk.assign(tiny(machine), workers=3, **choices))
+    sim = predict(schedule, iterations=3)
+    assert not np.isnan(sim.timeline.end).any()
+    profile = sim.to_profile()
+    pd.testing.assert_frame_equal(sim.spans(), frames.spans(profile))
+    assert frames.causality(profile)["violations"].sum() == 0
+    again = recipe.schedule_of(profile)
+    assert again.hash == schedule.hash and again.drains == schedule.drains
+    ours, theirs = Program.of_profile(profile), sim.timeline.program
+    for name in Program.__dataclass_fields__:
+        a, b = getattr(ours, name), getattr(theirs, name)
+        assert name == "priority" or (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b), name
+    static = predict(mk.assign(schedule.tasks, workers=3), iterations=3)
+    assert sim.iteration_ns < 3 * static.iteration_ns
+
+
 def test_a_program_of_a_profile_is_that_of_its_schedule(schedule: mk.Schedule) -> None:
     ours, theirs = Program.of_profile(predict(schedule).to_profile()), Program.of_schedule(schedule)
     for name in Program.__dataclass_fields__:
