@@ -68,9 +68,22 @@ def meta(schedule: Schedule) -> dict[str, Any]:
         "mode": schedule.mode,
         "policy": schedule.policy,
         "workers": schedule.workers,
+        **_rates(tasks.graph, tasks.machine),
         **{k: v for k, v in tasks.graph.meta.items() if isinstance(v, str | int | float)},
         KEY: made,
     }
+
+
+def _rates(graph: Graph, machine: Machine) -> dict[str, float]:
+    """What bounds are taken from: a GPU's bandwidth, and its peak for the type of most weights. A CPU's are guesses."""
+    if machine.backend != "cuda":
+        return {}
+    sizes = {"bfloat16": 0, "float32": 0}
+    for tensor in graph.tensors.values():
+        if tensor.role == "weight" and tensor.dtype in sizes:
+            sizes[tensor.dtype] += tensor.bytes
+    peak = machine.peak_f32 if sizes["float32"] > sizes["bfloat16"] else machine.peak_bf16
+    return {"bandwidth_gbps": machine.bandwidth / 1e9, "peak_tflops": peak / 1e12}
 
 
 def hashes(schedule: Schedule) -> dict[str, str]:

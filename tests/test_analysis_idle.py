@@ -66,12 +66,17 @@ def test_ramp_and_tail():
     assert nonzero(rows(profile).loc[1]) == {"ramp": 30, "execute": 20, "tail": 50}
 
 
-def test_gaps_are_unexplained_and_recording_is_taken_from_where_it_happens():
+def test_turning_to_the_next_task_is_fetching_and_a_long_gap_is_unexplained():
+    ops, queues = [Op("a", tiles=3)], [[[Run("a", t, 100, fetch=20) for t in range(3)]]]
+    assert nonzero(rows(make(ops, queues, gap=10)).loc[0]) == {"execute": 300, "fetch": 80}
+    assert nonzero(rows(make(ops, queues, gap=3000)).loc[0]) == {"execute": 300, "fetch": 60, "unexplained": 6000}
+
+
+def test_recording_is_taken_from_where_it_happens():
     profile = make([Op("a", tiles=3)], [[[Run("a", t, 100, fetch=20) for t in range(3)]]], gap=10)
-    assert nonzero(rows(profile).loc[0]) == {"execute": 300, "fetch": 60, "unexplained": 20}
     row = rows(profile, record_ns=6.0).loc[0]
     # per task: one record at the begin of fetch, execute; the signal has no length; one in each gap
-    assert row["recording"] == 3 * 12 + 2 * 6 and row["execute"] == 3 * 94 and row["unexplained"] == 2 * 4
+    assert row["recording"] == 3 * 12 + 2 * 6 and row["execute"] == 3 * 94 and row["fetch"] == 3 * 14 + 2 * 4
 
 
 def test_level_one_guesses_waits_from_the_graph():

@@ -26,13 +26,14 @@ CLASSES = {
     "ready_elsewhere": "nothing to do here though a ready task lies in another queue",
     "starved": "nothing to do here, no ready task anywhere, the awaited producer not started",
     "remote": "a wait for another device",
-    "fetch": "a task's descriptor is read and decoded",
+    "fetch": "on to the next task: its descriptor is read and decoded",
     "signal": "stores are made visible, events signalled, tasks handed out",
     "ramp": "before the worker's first record",
     "tail": "the worker's queue is done, for this iteration or for good",
     "recording": "writing the records themselves (records × calibrated cost)",
     "unexplained": "between records, or records lost",
 }
+TURN_NS = 2000  # the longest time between two tasks of a worker that counts as turning from one to the next
 BY_TASK = ("op", "cause", "family", "cause_family", "layer")
 NAMES = tuple(CLASSES)
 _CODE = {name: i for i, name in enumerate(NAMES)}
@@ -180,7 +181,14 @@ def _pieces(profile: Profile, cost: float) -> Pieces:
     add("recording", worker, gap_from, spent, of_top)
     is_execute = d.phase[top] == records.EXECUTE
     guess = is_execute & (d.task[top] >= 0) if not with_wait else np.zeros(top.size, bool)
-    add("unexplained", worker, gap_from, np.where(guess, 0, gap - spent), of_top)
+    # From the end of a task's signals, or of the step, to the fetch of the next, the worker turns to that task; a gap
+    # that takes longer than this can, or where records are lost, says nothing.
+    turns = np.r_[False, same & np.isin(d.phase[top][:-1], (records.SIGNAL, records.STEP))] if top.size else is_execute
+    turns = (
+        turns & (d.phase[top] == records.FETCH) & (gap <= TURN_NS) & ~np.r_[False, d.truncated[top][:-1]][: top.size]
+    )
+    between = np.where(turns, _CODE["fetch"], _CODE["unexplained"]).astype(np.int8)
+    add(between, worker, gap_from, np.where(guess, 0, gap - spent), of_top)
     # Recording inside a record's own interval: its own, and two for each interval within it.
     inner = np.nonzero(compute & (d.depth > 0))[0]
     inside = np.bincount(np.maximum(np.searchsorted(top, inner) - 1, 0), minlength=max(1, top.size))[: top.size]

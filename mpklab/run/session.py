@@ -31,6 +31,7 @@ TORCH_DTYPES = {
 }
 DEFAULT_WAIT_LIMIT_S = {"cpu": 20.0, "cuda": 5.0}
 MAX_LANE_BYTES = 512 << 20  # all lanes of a launch; what does not fit is counted as dropped
+RECORD_CYCLES = 12  # what one record costs a thread of a GPU: the clock read and a streaming store
 RECORDS_PER_TASK = 8  # begin, end and every phase between, with room for a few waits
 
 
@@ -366,6 +367,7 @@ class Session:
                 **recipe.meta(schedule),
                 "seconds": seconds,
                 "iterations": int(memory.launch["iterations"][0]),
+                **({"record_ns": RECORD_CYCLES / kernel.clock_hz * 1e9} if kernel.backend == "cuda" else {}),
                 "window": {"skip": window.skip, "record": window.record, "level": window.level},
             },
         )
