@@ -52,7 +52,7 @@ def test_iterations_without_a_step_follow_one_another(tasks: Any) -> None:
     builder = mk.GraphBuilder("loop")
     x = builder.state("x", (1, 512))
     y = builder.linear("y", x=x, weight=builder.weight("w", (512, 512)))
-    builder.add("z", a=y, b=y, role="output")
+    builder.add("z", a=x, b=y, role="output")
     graph = builder.build()
     lowered = mk.lower(graph, mk.Machine.cuda())
     given = {"w": torch.randn(512, 512, device="cuda") / 30, "x": torch.randn(1, 512, device="cuda")}
