@@ -166,7 +166,8 @@ def fit(
         for lane in lanes:
             if abs(float(np.median(rest[lane_of == lane]))) <= noise:
                 use(int(lane), offset + slope * begin[lane], slope)
-    curve, begun, curves = np.full(n, -1), np.zeros(n, np.int64), []
+    curve, begun = np.full(n, -1), np.zeros(n, np.int64)
+    curves: list[Curve] = []
     for lanes, zero in _counters(headers, anchors, ~shared & (count > 0), stated):
         begin = (headers["begin_clock"][lanes] - np.uint64(zero)).view(np.int64)
         begun[lanes] = begin
