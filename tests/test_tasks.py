@@ -407,10 +407,12 @@ def test_wrong_plans_are_refused() -> None:
 
 
 def test_a_batch_may_be_a_dim() -> None:
-    """Boxes reach to the maximum, so one task graph serves every size."""
+    """Boxes reach to the maximum, so one task graph serves every size. Alone, the context is cut for a batch of one."""
     batch = Dim("batch", max=4)
     tasks = lower(decode_graph(TINY, batch=batch, context=64, layers=1), Machine.cpu(3))
-    fixed = lower(decode_graph(TINY, batch=4, context=64, layers=1), Machine.cpu(3))
+    fixed = lower(decode_graph(TINY, batch=4, context=64, layers=1), Machine.cpu(3), passes=tasks.plan.passes)
+    one = choose_plan(decode_graph(TINY, context=64, layers=1), Machine.cpu(3))
+    assert tasks.plan.passes == one.passes
     assert tasks.words.tolist() == fixed.words.tolist() and tasks.need.tolist() == fixed.need.tolist()
     verify(assign(tasks))
     assert dim_values(tasks.graph, None) == (4,) and dim_values(tasks.graph, {"batch": 2}) == (2,)

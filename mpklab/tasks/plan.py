@@ -84,6 +84,8 @@ def _default_passes(graph: Graph, machine: Machine) -> tuple[str, ...]:
     attention = next((o for o in graph.operators if o.op == "attention" and o.attrs["splits"] == 1), None)
     if attention is not None:
         batch, kv, context, _ = graph.tensors[attention.operands["k_cache"]].type.sizes
+        if machine.backend == "cpu" and not isinstance(graph.tensors[attention.operands["k_cache"]].shape[0], int):
+            batch = 1  # of a Dim's batches the smallest is the hardest to share out evenly
         splits = _context_splits(batch * kv, context, machine)
         if splits > 1:
             names += [f"split_attention:{splits}{'' if machine.backend == 'cpu' else ':16'}", "fuse_merge"]
