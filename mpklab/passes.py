@@ -171,7 +171,7 @@ def fuse_residual(graph: Graph) -> Graph:
     edits: dict[str, Operator] = {}
     gone: set[str] = set()
     for op in graph.operators:
-        if op.op != "add":
+        if op.op != "add" or op.operands["a"] == op.operands["b"]:  # a sum with itself has no residual
             continue
         for mine, other in (("b", "a"), ("a", "b")):
             source = _producer(graph, op.operands[mine])

@@ -170,6 +170,14 @@ def test_an_output_is_not_fused_away() -> None:
     unchanged("fuse_residual", small(build))
 
 
+def test_a_sum_with_itself_has_no_residual() -> None:
+    def build(g: GraphBuilder) -> None:
+        y = g.linear("up", x=g.input("x", (1, 8)), weight=g.weight("w", (8, 8)))
+        g.add("out", a=y, b=y, role="output")
+
+    unchanged("fuse_residual", small(build))
+
+
 def test_a_residual_written_later_is_not_read_earlier() -> None:
     def build(g: GraphBuilder) -> None:
         x, s = g.input("x", (1, 8)), g.state("s", (1, 8))
