@@ -244,9 +244,10 @@ def _between(curve: Curve, clock: np.ndarray) -> tuple[float, float]:
     k = np.clip(np.searchsorted(y, y[i] - behind, side="right") - 1, 0, i - 1)
     before = y[i] - y[k]
     off = before - (x[i] - x[k]) / (x[i + 1] - x[k]) * (y[i + 1] - y[k])
-    room = float((before * behind / np.maximum(before + behind, 1.0)).sum())
-    walk = float((off**2).sum()) / room if room > 0 else 0.0
     at = np.clip(np.searchsorted(x, clock, side="right") - 1, 0, x.size - 2)
+    stamps = np.bincount(at, minlength=x.size - 1)[1:]  # what matters is how clocks wandered while they were stamped
+    room = float((stamps * before * behind / np.maximum(before + behind, 1.0)).sum())
+    walk = float((stamps * off**2).sum()) / room if room > 0 else 0.0
     gap = (x[at + 1] - x[at]) * curve.rate
     since = (clock - x[at]) * curve.rate
     inside = (since >= 0) & (since <= gap)
