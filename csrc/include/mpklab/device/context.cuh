@@ -80,8 +80,8 @@ struct WorkContext {
   int index;  // of this thread
 
   MPK_FN int thread() const { return index; }
-  MPK_FN int warp() const { return index / 32; }
-  MPK_FN int lane() const { return index % 32; }
+  MPK_FN int warp() const { return int(u32(index) / 32); }
+  MPK_FN int lane() const { return int(u32(index) % 32); }
   // All consumer warps, and only they.
   MPK_FN void sync() const { ptx::named_barrier<S::threads>(1); }
 
@@ -128,6 +128,9 @@ struct LoadContext {
   u32 issued = 0;  // pages so far
   Step step{};
   u32 step_of = no_word;  // the iteration whose step is held
+  const int* position_at = nullptr;
+  u32 position_of = 0;
+  int position_held = 0;
   u64 weights_policy = 0, rows_policy = 0;
   u32 host_polled = 0;
   bool polls_host = false;
@@ -157,6 +160,14 @@ struct LoadContext {
     step_of = run.iteration;
     if (step.stop) over = true;
     return !over;
+  }
+
+  // An element of an operand that only the step task writes: read once an iteration.
+  MPK_FN int position(int operand, int index) {
+    const int* at = data<int>(operand) + index;
+    if (at != position_at || position_of != run.iteration || !launch.steps)
+      position_held = load_one(at), position_at = at, position_of = run.iteration;
+    return position_held;
   }
 
   // The events behind this task's streamed operands; after it, bulk copies see what their producers wrote.

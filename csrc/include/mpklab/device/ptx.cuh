@@ -281,6 +281,16 @@ MPK_PTX float select(bool first, float a, float b) {
       : "f"(a), "f"(b), "r"(unsigned(first)));
   return v;
 }
+// Each half of `a` times that of `b`, rounded once: a product of two bf16 is exact in float32.
+MPK_PTX unsigned multiply_pairs(unsigned a, unsigned b) {
+  unsigned v;
+#if MPK_BULK
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+#else
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(0x80008000u));
+#endif
+  return v;
+}
 // To nearest, ties to even: `low` ends up in the lower half.
 MPK_PTX unsigned pack_bf16(float low, float high) {
   unsigned v;

@@ -6,8 +6,11 @@
 
 namespace mpk {
 
-// An operator whose consumers do everything once its events have happened.
+// Consumers call three functions of an operator's Work: `prepare` before the task's events have happened, for what no
+// task of this iteration writes; `gather` after them; `compute`, with records of its own. This does all in the last.
 struct Plain {
+  template <class C>
+  MPK_FN void prepare(C&) {}
   template <class C>
   MPK_FN void gather(C&) {}
 };
@@ -26,6 +29,14 @@ MPK_FN void hand_out_by_warp(const Run& run, const Signal* signals, u32 complete
   for (; completed; completed &= completed - 1)
     hand_out_event(run, signals[__ffs(int(completed)) - 1].event, threadIdx.x % 32, 32);
 }
+template <int N, class First, class... More>
+struct Pick {
+  using Type = typename Pick<N - 1, More...>::Type;
+};
+template <class First, class... More>
+struct Pick<0, First, More...> {
+  using Type = First;
+};
 
 template <class K>
 struct Table;
@@ -36,12 +47,25 @@ struct Table<Variants<V...>> {
   // Calls visitor.template visit<V>() for the variant of this number.
   template <class Visit>
   static MPK_FN void call(u32 variant, Visit& visitor) {
-    u32 at = 0;
-    ((variant == at++ ? visitor.template visit<V>() : void()), ...);
+    search<0, int(sizeof...(V))>(variant, visitor);
+  }
+
+ private:
+  // Halves, so that nothing is compared, nor the number kept, once the operator has run.
+  template <int First, int Count, class Visit>
+  static MPK_FN void search(u32 variant, Visit& visitor) {
+    if constexpr (Count == 1) {
+      visitor.template visit<typename Pick<First, V...>::Type>();
+    } else {
+      if (variant < u32(First + Count / 2))
+        search<First, Count / 2>(variant, visitor);
+      else
+        search<First + Count / 2, Count - Count / 2>(variant, visitor);
+    }
   }
 };
 
-// The thread that records and the warp that waits and signals are the first.
+// The thread that records and the warp that waits are the first; the last warp signals.
 template <class S, class K>
 struct Consumers {
   const Launch& launch;
@@ -53,7 +77,11 @@ struct Consumers {
   RingPosition<S> unused{};
   u32 at = 0, parity = 0;  // the next descriptor
   bool anchor_due = false;
+  bool stopped = false;  // no task is run after this one
 
+  // The release of a signal lasts half a microsecond; meanwhile the first warp waits for the next task's events. Its
+  // records of the signal therefore tell when it was handed over. Pushes to pools are the first warp's own.
+  static constexpr u32 publisher = has_pools<S> ? 0 : S::warps - 1;
   static constexpr u64 long_wait = 1u << 29;  // cycles after which a clock anchor is written
 
   MPK_FN static bool first_thread() { return threadIdx.x == 0; }
@@ -69,26 +97,43 @@ struct Consumers {
       }
       for (u32 i = 0; i < queue_length; ++i) {
         if (!fetch()) return;
-        const Descriptor& task = shared.tasks[at];
-        if (threadIdx.x < 32) begin_task(task);
-        sync();
-        if (shared.stop) return;
-        Table<K>::call(task.task.variant, *this);
-        sync();
-        if (threadIdx.x < 32) publish(task);
-        if (++at == descriptors) at = 0, parity ^= 1;
+        if (!run_task()) return;
       }
       if (first_thread()) recorder.template end<1>(Phase::iteration_, launch.first_iteration + run.iteration);
     }
   }
 
-  // One task, with its events behind it.
+  // The next descriptor's task, from its events to its signals. False: the run was aborted.
+  MPK_FN bool run_task() {
+    const Descriptor& task = shared.tasks[at];
+    u32 id = S::level >= 1 ? task.id : 0;
+    Table<K>::call(task.task.variant, *this);
+    if (stopped) return false;
+    sync();
+    if (first_thread()) {
+      if constexpr (S::level == 1) recorder.template end<1>(Phase::execute_, id);
+      recorder.template next<2>(Phase::signal_, id);
+    }
+    if (threadIdx.x / 32 == publisher) publish(task);
+    if (first_thread()) recorder.template end<2>(Phase::signal_, id);
+    if (++at == descriptors) at = 0, parity ^= 1;
+    return true;
+  }
+
+  // One task: what can be read early, its events, the operator.
   template <class V>
   MPK_FN void visit() {
     const Descriptor& task = shared.tasks[at];
     Step* next = task.task.flags & u32(TaskFlag::step_) ? &next_step(run) : nullptr;
     WorkContext<S> context{launch, task, shared.step, scratch, next, pages, recorder, ptx::opaque(int(threadIdx.x))};
     typename V::template Work<S> work;
+    work.prepare(context);
+    if (threadIdx.x < 32) begin_task(task);
+    sync();
+    if (shared.stop) {
+      stopped = true;
+      return;
+    }
     work.gather(context);
     if (first_thread()) recorder.template next<2>(Phase::execute_, task.id);
     work.compute(context);
@@ -143,13 +188,7 @@ struct Consumers {
         if (++at == descriptors) at = 0, parity ^= 1;
         return true;
       }
-      if (threadIdx.x < 32) begin_task(task);
-      sync();
-      if (shared.stop) return false;
-      Table<K>::call(task.task.variant, *this);
-      sync();
-      if (threadIdx.x < 32) publish(task);
-      if (++at == descriptors) at = 0, parity ^= 1;
+      if (!run_task()) return false;
     }
     return false;
   }
@@ -236,12 +275,8 @@ struct Consumers {
 
   // Everything the task stored is behind the barrier that precedes this: each signal releases it.
   MPK_FN void publish(const Descriptor& task) {
-    u32 lane = threadIdx.x;
+    u32 lane = threadIdx.x % 32;
     bool publishes = task.task.flags & u32(TaskFlag::step_);
-    if (lane == 0) {
-      if constexpr (S::level == 1) recorder.template end<1>(Phase::execute_, task.id);
-      recorder.template next<2>(Phase::signal_, task.id);
-    }
     if constexpr (has_pools<S>) {
       if (!pages.dead) publish_to_pools(task);
     } else {
@@ -249,7 +284,6 @@ struct Consumers {
         signal_event(run, task.signals[lane]);
       if (lane == 0 && publishes && !pages.dead) publish_step(run);
     }
-    if (lane == 0) recorder.template end<2>(Phase::signal_, task.id);
     __syncwarp();
     if (lane == 0) ptx::barrier_arrive(shared.finished + at);
   }

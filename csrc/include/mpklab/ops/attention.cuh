@@ -45,7 +45,7 @@ struct Attention {
     int b = c.task().tile[0];
     if (b >= c.rows(Dim, Rows)) return;
     if (!c.wait_for_operands()) return;
-    Span span = span_of(load_one(c.template data<int>(8) + b), c.task().tile[2]);
+    Span span = span_of(c.position(8, b), c.task().tile[2]);
     long head = (long(b) * HKV + c.task().tile[1]) * C;
     const T *keys = c.template data<T>(6) + head * D, *values = c.template data<T>(7) + head * D;
     int end = min(span.end, span.position);
@@ -69,44 +69,70 @@ struct Attention {
 
   // A head after its norm and the rotation of its halves, by one warp: lane l holds elements l, l + 32 … of each half.
   static constexpr int each = divide_up(D / 2, 32);
-  static MPK_FN void rotate(const T* from, const T* norm, const float* rope, int lane, float (&low)[each],
-                            float (&high)[each]) {
-    float squares = 0.0f, cosine[each], sine[each];
+  struct Rotation {
+    float cosine[each], sine[each], low_gain[each], high_gain[each];
+
+    MPK_FN void read(const T* norm, const float* rope, int lane) {
+#pragma unroll
+      for (int i = 0; i < each; ++i) {
+        int d = i * 32 + lane;
+        cosine[i] = sine[i] = low_gain[i] = high_gain[i] = 0.0f;
+        if (d >= D / 2) continue;
+        cosine[i] = constant(rope + d), sine[i] = constant(rope + D / 2 + d);
+        if constexpr (QKNORM) low_gain[i] = constant(norm + d), high_gain[i] = constant(norm + D / 2 + d);
+      }
+    }
+    static MPK_FN float constant(const float* at) {
+      return __uint_as_float(ptx::load_constant((const unsigned*)at));
+    }
+    static MPK_FN float constant(const bf16* at) { return widen(bf16{ptx::load_constant((const u16*)at)}); }
+  };
+  static MPK_FN void rotate(const T* from, const Rotation& by, int lane, float (&low)[each], float (&high)[each]) {
+    float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       int d = i * 32 + lane;
-      low[i] = high[i] = cosine[i] = sine[i] = 0.0f;
-      if (d < D / 2) {
-        low[i] = widen(load_one(from + d)), high[i] = widen(load_one(from + D / 2 + d));
-        cosine[i] = rope[d], sine[i] = rope[D / 2 + d];
-      }
+      low[i] = high[i] = 0.0f;
+      if (d < D / 2) low[i] = widen(load_one(from + d)), high[i] = widen(load_one(from + D / 2 + d));
       squares += low[i] * low[i] + high[i] * high[i];
     }
     if constexpr (QKNORM) {
       float scale = inverse_root(lane_sum(squares) / float(D), EPS);
 #pragma unroll
-      for (int i = 0; i < each; ++i) {
-        int d = i * 32 + lane;
-        if (d < D / 2) low[i] *= scale * widen(norm[d]), high[i] *= scale * widen(norm[D / 2 + d]);
-      }
+      for (int i = 0; i < each; ++i) low[i] *= scale * by.low_gain[i], high[i] *= scale * by.high_gain[i];
     }
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       float l = low[i], h = high[i];
-      low[i] = l * cosine[i] - h * sine[i];
-      high[i] = h * cosine[i] + l * sine[i];
+      low[i] = l * by.cosine[i] - h * by.sine[i];
+      high[i] = h * by.cosine[i] + l * by.sine[i];
     }
   }
 
   static constexpr float log2e = 1.44269504f;
   static MPK_FN float root() { return rsqrtf(float(D)); }
 
+  // What the first item of this warp needs and no task of this iteration writes.
+  template <class S>
+  static MPK_FN Rotation first_rotation(WorkContext<S>& c, const Span& span) {
+    Rotation by{};
+    if (span.begin < span.end && c.warp() <= group) by = rotation(c, span, c.warp() == group);
+    return by;
+  }
+  template <class S>
+  static MPK_FN Rotation rotation(WorkContext<S>& c, const Span& span, bool is_key) {
+    Rotation by;
+    by.read(QKNORM ? c.template data<T>(is_key ? 4 : 3) : nullptr,
+            c.template data<float>(5) + long(span.position) * D, c.lane());
+    return by;
+  }
+
   // Queries, and in the last split the new row's key and value, into shared memory and the cache.
   template <class S, class X>
-  static MPK_FN void make_rows(WorkContext<S>& c, const Span& span, X* query, X* key, X* value) {
+  static MPK_FN void make_rows(WorkContext<S>& c, const Span& span, const Rotation& first, X* query, X* key,
+                               X* value) {
     int b = c.task().tile[0], kv = c.task().tile[1], lane = c.lane();
     bool appends = span.end == span.position + 1 && span.valid;
-    const float* rope = c.template data<float>(5) + long(span.position) * D;
     for (int item = c.warp(); item < group + (appends ? 2 : 0); item += S::warps) {
       long row = ((long(b) * HKV + kv) * C + span.position) * D;
       if (item == group + 1) {
@@ -122,7 +148,10 @@ struct Attention {
       const T* from = is_key ? c.template data<T>(1) + long(b) * KS + KOFF + kv * D
                              : c.template data<T>(0) + long(b) * QS + QOFF + (kv * group + item) * D;
       float low[each], high[each];
-      rotate(from, QKNORM ? c.template data<T>(is_key ? 4 : 3) : nullptr, rope, lane, low, high);
+      if (group + 2 <= S::warps || item == c.warp())
+        rotate(from, first, lane, low, high);
+      else
+        rotate(from, rotation(c, span, is_key), lane, low, high);
 #pragma unroll
       for (int i = 0; i < each; ++i) {
         int d = i * 32 + lane;
@@ -165,14 +194,19 @@ struct Attention {
   struct Streamed {
     static constexpr int slices = divide_up(D / 8, S::warps);  // of 8 columns, per warp
     Span span;
+    Rotation rotation_of_mine;
 
-    MPK_FN void gather(WorkContext<S>& c) {
+    // The step that this iteration began with wrote the position.
+    MPK_FN void prepare(WorkContext<S>& c) {
       int b = c.task().tile[0];
       span = Span{0, 0, 0, true};
-      if (b >= c.rows(Dim, Rows)) return;
-      span = span_of(load_one(c.template data<int>(8) + b), c.task().tile[2]);
+      if (b < c.rows(Dim, Rows)) span = span_of(load_one(c.template data<int>(8) + b), c.task().tile[2]);
+      rotation_of_mine = first_rotation(c, span);
+    }
+
+    MPK_FN void gather(WorkContext<S>& c) {
       bf16* query = (bf16*)c.scratch;
-      if (span.begin < span.end) make_rows(c, span, query, query + 8 * D, query + 9 * D);
+      if (span.begin < span.end) make_rows(c, span, rotation_of_mine, query, query + 8 * D, query + 9 * D);
     }
 
     MPK_FN void compute(WorkContext<S>& c) {
@@ -322,7 +356,7 @@ struct Attention {
       Span span = span_of(load_one(c.template data<int>(8) + b), c.task().tile[2]);
       float* query = (float*)c.scratch;
       float *key = query + group * D, *value = key + D, *scores = value + D, *sums = scores + group * 32;
-      if (span.begin < span.end) make_rows(c, span, query, key, value);
+      if (span.begin < span.end) make_rows(c, span, first_rotation(c, span), query, key, value);
       for (int i = c.thread(); i < group * D; i += S::threads) sums[i] = 0.0f;
       c.sync();
       const T* keys = c.template data<T>(6) + (long(b) * HKV + kv) * C * D;

@@ -16,7 +16,7 @@ namespace mpk::ops {
 // their two halves in the other order, which is why there is an even number of columns.
 template <class L, class S>
 struct RowGeometry {
-  static constexpr int runs = L::K / L::run;  // of one weight row
+  static constexpr int runs = larger(1, L::K / L::run);  // of one weight row
   static constexpr int warps = S::warps;
   static constexpr int owners = greatest_common_divisor(runs, warps);  // warps that between them hold each run once
   static constexpr int distinct = runs / owners;                       // runs of the activations that one warp meets
@@ -59,14 +59,27 @@ struct LinearRow {
     }
   }
 
-  uint4 x[G::blocks][2];
+  uint4 x[G::blocks][2], gain[L::NORM ? G::blocks : 1][2];
   float square = 0.0f, added = 0.0f;
 
   // The elements of column n that this lane feeds, half j as it meets them.
   MPK_FN static int first_element(int warp, int n, int j, int lane) {
-    int run = (n * G::warps + warp) % G::runs;
+    int run = int(u32(n * G::warps + warp) % u32(G::runs));
     int half = G::swapped ? j ^ (n & 1) : j;
     return run * L::run + half * 32 + lane % 4 * 8;
+  }
+
+  MPK_FN void prepare(WorkContext<S>& c) {
+    if constexpr (L::NORM) {
+#pragma unroll
+      for (int i = 0; i < G::blocks; ++i)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          int n = i * 8 + c.lane() / 4;
+          gain[i][j] = make_uint4(0, 0, 0, 0);
+          if (n < G::columns) gain[i][j] = L::gains(c, first_element(c.warp(), n, j, c.lane()));
+        }
+    }
   }
 
   MPK_FN void gather(WorkContext<S>& c) {
@@ -76,7 +89,6 @@ struct LinearRow {
     if constexpr (L::SPLITS > 0) {
       if (live) merged = merge(c);
     }
-    uint4 gain[G::blocks][2];
 #pragma unroll
     for (int i = 0; i < G::blocks; ++i) {
       int n = i * 8 + c.lane() / 4;
@@ -87,8 +99,6 @@ struct LinearRow {
           int k = first_element(c.warp(), n, j, c.lane());
           x[i][j] = merged ? ptx::load_shared(merged + k / 8) : L::activations(c, 0, k);
         }
-        if constexpr (L::NORM)
-          if (n < G::columns) gain[i][j] = L::gains(c, first_element(c.warp(), n, j, c.lane()));
       }
     }
     if constexpr (L::SPLITS > 0) c.sync();  // the merged row lies where compute puts its partial sums
@@ -155,8 +165,8 @@ struct LinearRow {
 
   // The residual of the first row that this thread finishes is asked for before the pages are waited for.
   MPK_FN static float first_residual(WorkContext<S>& c) {
-    int r = c.task().tile[0] + c.thread() / lanes;
-    return L::residual && c.thread() % lanes == 0 && r < c.task().tile[1] ? L::residual_of(c, 0, r) : 0.0f;
+    int r = c.task().tile[0] + int(u32(c.thread()) / lanes);
+    return L::residual && u32(c.thread()) % lanes == 0 && r < c.task().tile[1] ? L::residual_of(c, 0, r) : 0.0f;
   }
 
   MPK_FN void multiply_page(WorkContext<S>& c, int first, int total, float* partial) {
@@ -189,7 +199,7 @@ struct LinearRow {
       int line = first / G::warps + q * 16 + g;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        int v = line + h * 8, n = v % G::columns, run = v * G::warps + c.warp();
+        int v = line + h * 8, n = int(u32(v) % u32(G::columns)), run = v * G::warps + c.warp();
         float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < G::blocks; ++i) {
@@ -218,9 +228,9 @@ struct LinearRow {
   }
 
   MPK_FN void add_up(WorkContext<S>& c, int r, int rows, const float* partial, float scale, bool first, Best& best) {
-    int j = c.thread() % lanes;
+    int j = int(u32(c.thread()) % lanes);
     for (int base = 0; base < rows; base += groups) {
-      int i = base + c.thread() / lanes, from = min(i, rows - 1) * G::runs;
+      int i = base + int(u32(c.thread()) / lanes), from = min(i, rows - 1) * G::runs;
       float y = row_sum(partial + from, j) * scale, up = 0.0f;
       if constexpr (L::gated) up = row_sum(partial + G::batch * G::runs + from, j) * scale;
       if (j == 0 && i < rows) {

@@ -47,6 +47,7 @@ struct LinearRows {
 
   uint4 ahead[columns][2];  // activations of the next span
 
+  MPK_FN void prepare(WorkContext<S>&) {}
   MPK_FN void gather(WorkContext<S>& c) { fetch(c, 0); }
 
   MPK_FN void compute(WorkContext<S>& c) {

@@ -48,7 +48,7 @@ struct LinearTraits {
     return make_uint4(times(x.x, gain.x), times(x.y, gain.y), times(x.z, gain.z), times(x.w, gain.w));
   }
   static MPK_FN u32 times(u32 x, u32 gain) {
-    return ptx::pack_bf16(low_half(x) * low_half(gain), high_half(x) * high_half(gain));
+    return ptx::multiply_pairs(x, gain);
   }
   static MPK_FN float norm_scale(float sum_of_squares) { return inverse_root(sum_of_squares / float(K), EPS); }
 
