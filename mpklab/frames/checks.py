@@ -123,9 +123,10 @@ def health(profile: Profile) -> pd.DataFrame:
 
     rank, worker, role, sm · valid: its header is one · written, kept, dropped: records · wrapped: a ring that turned ·
     unmatched_begins, unmatched_ends · unknown: records that name nothing known · backward: stamps earlier than the one
-    before · anchors: readings of the global timer · clock_hz: its mean · residual_ns: what the fit leaves at
-    the anchors and may miss between them, the error bar of times compared across workers · residual_max_ns · aligned_ns: by how much `align` moved it · violations:
-    tasks of this lane that started before a producer's signal (see `causality`)
+    before · anchors: readings of the global timer · clock_hz: its mean · residual_ns: what the fit leaves at the
+    anchors and may miss between them, the error bar of times compared across workers · residual_max_ns · aligned_ns:
+    by how much `align` moved it · violations: tasks of this lane that started before a producer's signal (see
+    `causality`)
     """
     d = decode(profile)
     lanes = d.lanes
