@@ -82,9 +82,7 @@ struct Attention {
         if constexpr (QKNORM) low_gain[i] = constant(norm + d), high_gain[i] = constant(norm + D / 2 + d);
       }
     }
-    static MPK_FN float constant(const float* at) {
-      return __uint_as_float(ptx::load_constant((const unsigned*)at));
-    }
+    static MPK_FN float constant(const float* at) { return __uint_as_float(ptx::load_constant((const unsigned*)at)); }
     static MPK_FN float constant(const bf16* at) { return widen(bf16{ptx::load_constant((const u16*)at)}); }
   };
   static MPK_FN void rotate(const T* from, const Rotation& by, int lane, float (&low)[each], float (&high)[each]) {
@@ -122,15 +120,14 @@ struct Attention {
   template <class S>
   static MPK_FN Rotation rotation(WorkContext<S>& c, const Span& span, bool is_key) {
     Rotation by;
-    by.read(QKNORM ? c.template data<T>(is_key ? 4 : 3) : nullptr,
-            c.template data<float>(5) + long(span.position) * D, c.lane());
+    by.read(QKNORM ? c.template data<T>(is_key ? 4 : 3) : nullptr, c.template data<float>(5) + long(span.position) * D,
+            c.lane());
     return by;
   }
 
   // Queries, and in the last split the new row's key and value, into shared memory and the cache.
   template <class S, class X>
-  static MPK_FN void make_rows(WorkContext<S>& c, const Span& span, const Rotation& first, X* query, X* key,
-                               X* value) {
+  static MPK_FN void make_rows(WorkContext<S>& c, const Span& span, const Rotation& first, X* query, X* key, X* value) {
     int b = c.task().tile[0], kv = c.task().tile[1], lane = c.lane();
     bool appends = span.end == span.position + 1 && span.valid;
     for (int item = c.warp(); item < group + (appends ? 2 : 0); item += S::warps) {

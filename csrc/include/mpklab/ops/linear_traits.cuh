@@ -47,9 +47,7 @@ struct LinearTraits {
   static MPK_FN uint4 times(const uint4& x, const uint4& gain) {
     return make_uint4(times(x.x, gain.x), times(x.y, gain.y), times(x.z, gain.z), times(x.w, gain.w));
   }
-  static MPK_FN u32 times(u32 x, u32 gain) {
-    return ptx::multiply_pairs(x, gain);
-  }
+  static MPK_FN u32 times(u32 x, u32 gain) { return ptx::multiply_pairs(x, gain); }
   static MPK_FN float norm_scale(float sum_of_squares) { return inverse_root(sum_of_squares / float(K), EPS); }
 
   // Stores output n of row b from the sums of its weight rows; the norm's scale is already in them. Returns what is
