@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from mpklab import abi, frames, recipe
-from mpklab.errors import ProfileError
+from mpklab.errors import MpkError, ProfileError
 from mpklab.profile import Profile
-from mpklab.simulator import Costs, KindCost, Program
+from mpklab.simulator import Costs, KindCost, Program, flavour
 
 F64 = npt.NDArray[np.float64]
 LONG_AGO_NS = 10_000  # an event that happened so long ago has been seen, if nothing is known of the machine
@@ -25,7 +26,8 @@ def fit_costs(profile: Profile, skip: int = 1) -> Costs:
 
     The first `skip` iterations are left out where there are more. What a profile does not show (a kind of hand-off that
     nobody waited for, pushes of a static run) stays as the machine's figures say. Needs level 2 for hand-offs; with
-    level 1 those stay too. ProfileError when no task of the profile ended.
+    level 1 those stay too. Where a loader runs ahead, the tasks that it can hold show a worker's own rate, and the
+    bandwidth stays the machine's. ProfileError when no task of the profile ended.
     """
     table = frames.tasks(profile)
     table = table[~table["truncated"]]
@@ -34,18 +36,27 @@ def fit_costs(profile: Profile, skip: int = 1) -> Costs:
         table = table[table["iteration"] >= first + skip]
     if table.empty:
         raise ProfileError("no task of this profile ended, so there is nothing to fit costs to")
-    kinds, rate = _kinds(table)
+    base = _base(profile)
+    kinds, rate = _kinds(table.assign(flavour=_flavours(profile, table)), base, profile.n_workers)
     costs = replace(
-        _base(profile),
+        base,
         kinds=kinds,
         default=KindCost(ns_per_byte=1 / rate if rate else 0.0),
         fetch_ns=float(table["fetch_ns"].median()) + _gap(table),
         signal_ns=float(table["signal_ns"].median()),
         source=f"fitted to {len(table)} tasks of {profile.meta.get('graph', 'a profile')}",
     )
-    if rate:
+    if rate and not base.ring_bytes:
         costs = costs.replaced(worker_bandwidth=rate * 1e9, bandwidth=rate * 1e9 * _together(table))
     return _with_latencies(costs, profile, table) if profile.level >= 2 else costs
+
+
+def _flavours(profile: Profile, table: pd.DataFrame) -> pd.Series:
+    """Each task's `simulator.flavour`, as far as the profile's recipe tells; else its kind."""
+    names = {str(o["name"]): str(o["op"]) for o in profile.operators}
+    with contextlib.suppress(MpkError):  # kinds do where there is no recipe
+        names |= {o.name: flavour(o) for o in recipe.schedule_of(profile).tasks.operators}
+    return table["op"].astype(str).map(names)
 
 
 def _base(profile: Profile) -> Costs:
@@ -54,30 +65,47 @@ def _base(profile: Profile) -> Costs:
     return Costs.of(machine, profile.meta[recipe.KEY]["plan"]["settings"]) if machine else Costs()
 
 
-def _kinds(table: pd.DataFrame) -> tuple[dict[str, KindCost], float]:
-    """Costs by kind, and the best rate in bytes per ns at which one worker streams."""
-    by_size = table.groupby(["kind", "bytes"], observed=True)
-    points = by_size.agg(dur=("dur_ns", "median"), gather=("gather_ns", "median"), n=("dur_ns", "size")).reset_index()
-    lines: dict[str, tuple[float, float]] = {}  # overhead, ns per byte
-    alone: dict[str, tuple[float, float]] = {}  # bytes, duration
+def _kinds(table: pd.DataFrame, base: Costs, workers: int) -> tuple[dict[str, KindCost], float]:
+    """Costs by kind and by flavour, and the best rate in bytes per ns at which one worker streams."""
+    points = table.groupby(["kind", "flavour", "bytes"], observed=True).agg(
+        dur=("dur_ns", "median"), gather=("gather_ns", "median"), n=("dur_ns", "size")
+    )
+    points = points.reset_index()
+    rates: dict[str, float] = {}  # ns per byte, of kinds that have tasks of several sizes
     for kind, rows in points.groupby("kind", observed=True):
-        size, dur = rows["bytes"].to_numpy(float), rows["dur"].to_numpy(float)
-        if size.min() > 0 and size.max() >= SPREAD * size.min():
-            lines[str(kind)] = _line(size, dur, rows["n"].to_numpy(float))
-        else:
-            alone[str(kind)] = (float(np.median(size)), float(np.median(dur)))
-    slopes = [slope for _, slope in lines.values() if slope > 0]
-    rate = 1 / min(slopes) if slopes else max((b / d for b, d in alone.values() if d > 0), default=0.0)
-    for kind, (size_of, dur_of) in alone.items():
-        # One size says nothing of the split; what the best rate does not explain counts as overhead.
-        slope = min(dur_of / size_of, 1 / rate) if size_of and rate else 0.0
-        lines[kind] = (dur_of - slope * size_of, slope)
-    gather = points.groupby("kind", observed=True)["gather"].median()
-    made = {
-        kind: KindCost(overhead_ns=overhead, ns_per_byte=slope, gather_ns=float(gather[kind]))
-        for kind, (overhead, slope) in lines.items()
-    }
-    return made, rate
+        small = rows[rows["bytes"] <= base.ring_bytes]
+        for some in (small, rows):
+            size = some["bytes"].to_numpy(float)
+            if len(size) and size.min() > 0 and size.max() >= SPREAD * size.min():
+                rates[str(kind)] = _line(size, some["dur"].to_numpy(float), some["n"].to_numpy(float))[1]
+                break
+    known = [slope for slope in rates.values() if slope > 0]
+    best = 1 / min(known) if known else float((points["bytes"] / points["dur"].clip(lower=1)).max())
+    spreads = _spreads(table)
+    made: dict[str, KindCost] = {}
+    for by in ("kind", "flavour"):
+        for name, rows in points.groupby(by, observed=True):
+            size, dur, n = (rows[c].to_numpy(float) for c in ("bytes", "dur", "n"))
+            # One size says nothing of the split; what the best rate does not explain counts as overhead.
+            own = float(np.median(dur / np.maximum(size, 1)))
+            slope = rates.get(str(rows["kind"].iloc[0]), min(own, 1 / best) if best else 0.0)
+            # What a ring cannot hold comes at the bandwidth's pace, which the simulator adds by itself.
+            pace = np.where(size > base.ring_bytes, workers / base.bandwidth * 1e9, 0.0) if base.ring_bytes else 0.0
+            made[str(name)] = KindCost(
+                overhead_ns=max(0.0, _median(dur - np.maximum(slope, pace) * size, n)),
+                ns_per_byte=slope,
+                gather_ns=_median(rows["gather"].to_numpy(float), n),
+                spread=spreads[str(rows["kind"].iloc[0])],
+            )
+    return made, best
+
+
+def _spreads(table: pd.DataFrame) -> dict[str, float]:
+    """By kind, how far durations of equal tasks scatter: the middle half's logarithms, as if they were normal."""
+    typical = table.groupby(["flavour", "bytes"], observed=True)["dur_ns"].transform("median").clip(lower=1)
+    scatter = pd.Series(np.log(table["dur_ns"].clip(lower=1) / typical)).groupby(table["kind"].astype(str))
+    wide = (scatter.quantile(0.75) - scatter.quantile(0.25)) / 1.349
+    return {str(kind): float(value) for kind, value in wide.items()}
 
 
 def _line(x: F64, y: F64, weight: F64) -> tuple[float, float]:

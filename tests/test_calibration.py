@@ -73,8 +73,32 @@ def test_one_model_s_run_predicts_another_model(small: mk.Schedule, name: str, n
         ns = ns * rng.lognormal(0, noise, ns.shape) + (rng.random(ns.shape) < 0.1) * 20_000
     found = fit_costs(predict(small, TRUTH, durations=ns, iterations=iterations).to_profile())
     other = scheduled(name, layers=3)
-    ratio = predict(other, found, iterations=3).iteration_ns / predict(other, TRUTH, iterations=3).iteration_ns
+    truth = replace(TRUTH, kinds={k: replace(c, spread=noise) for k, c in TRUTH.kinds.items()})
+    ratio = predict(other, found, iterations=5).iteration_ns / predict(other, truth, iterations=5, seed=1).iteration_ns
     assert ratio == pytest.approx(1, abs=0.02 if not noise else 0.1)
+    assert found.kinds["linear"].spread == pytest.approx(noise, abs=0.05)
+
+
+def test_flavours_of_a_kind_have_their_own_costs(small: mk.Schedule) -> None:
+    """A linear with a norm before it gathers and begins otherwise than one with a residual behind it."""
+    kinds = {**TRUTH.kinds, "linear+norm_weight": KindCost(overhead_ns=2500, ns_per_byte=0.25, gather_ns=700)}
+    found = fit_costs(predict(small, replace(TRUTH, kinds=kinds), iterations=3).to_profile()).kinds
+    assert found["linear+norm_weight"].overhead_ns - found["linear+residual"].overhead_ns == pytest.approx(
+        1600, rel=0.1
+    )
+    assert found["linear+norm_weight"].gather_ns == pytest.approx(700, abs=2)
+    assert found["linear+residual"].gather_ns == 0
+
+
+def test_a_loader_s_machine_keeps_its_bandwidth() -> None:
+    graph = mk.models.random("qwen3-0.6b", weights=False).decode_graph(context=128, layers=4)
+    schedule = mk.assign(mk.lower(graph, mk.Machine.named("h200")))
+    truth = Costs.of(schedule.tasks.machine).replaced(kinds={"linear": KindCost(overhead_ns=300, ns_per_byte=0.02)})
+    found = fit_costs(predict(schedule, truth, iterations=3).to_profile())
+    assert found.bandwidth == truth.bandwidth and found.ring_bytes == truth.ring_bytes
+    assert found.kinds["linear"].ns_per_byte == pytest.approx(0.02, rel=0.1)
+    ratio = predict(schedule, found, iterations=3).iteration_ns / predict(schedule, truth, iterations=3).iteration_ns
+    assert ratio == pytest.approx(1, abs=0.05)
 
 
 def test_one_size_alone_is_not_all_overhead(small: mk.Schedule) -> None:

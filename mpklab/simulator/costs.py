@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpklab.errors import ScheduleError, suggest
+from mpklab.graph import Operator
 from mpklab.machine import Machine
 from mpklab.ops import REGISTRY, Box
 from mpklab.ops.base import ITEM_BYTES
@@ -24,21 +25,23 @@ KEEPS_UP = 1.2
 class KindCost:
     """One operator kind: overhead_ns + max(flops · ns_per_flop, bytes · ns_per_byte, the shared bandwidth), after gather_ns.
 
-    ns_per_byte is what one worker needs however idle memory is; the shared bandwidth adds what the others take.
+    ns_per_byte is what one worker needs however idle memory is; the shared bandwidth adds what the others take. spread
+    is the standard deviation of the logarithm of a task's own time: the slowest of many is what others wait for.
     """
 
     overhead_ns: float = 0.0
     ns_per_byte: float = 0.0
     ns_per_flop: float = 0.0
     gather_ns: float = 0.0
+    spread: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Everything the engine must know beside the schedule. Times in ns, rates in bytes/s.
 
-    kinds: by operator kind; `default` for the others · fetch_ns, signal_ns per task, wait_ns per wait however short ·
-    handoff_ns: from the last signal to the waiting worker, by abi.Handoff name · step_ns: likewise for StepControl ·
+    kinds: by `flavour` of operator or by its kind; `default` for the others · fetch_ns, signal_ns per task, wait_ns per
+    wait however short · handoff_ns: from the last signal to the waiting worker, by abi.Handoff name · step_ns: likewise for StepControl ·
     push_ns per task handed out, queue_ns until it can be popped, pop_ns to take it, serial_ns for which one pop keeps
     the others of its queue waiting · bandwidth of all workers together, worker_bandwidth of one alone · ring_bytes
     that a worker's loader may run ahead (0: no loader) · source: where the figures come from.
@@ -90,9 +93,9 @@ class Costs:
             source=f"machine {machine.name}",
         )
 
-    def kind(self, name: str) -> KindCost:
-        """The costs of an operator kind."""
-        return self.kinds.get(name, self.default)
+    def kind(self, operator: Operator) -> KindCost:
+        """The costs of an operator: those of its flavour, else of its kind."""
+        return self.kinds.get(flavour(operator)) or self.kinds.get(operator.op, self.default)
 
     def replaced(self, **changes: Any) -> Costs:
         """The same costs with some fields changed; a change of handoff_ns or kinds keeps what it does not name."""
@@ -120,7 +123,7 @@ class Costs:
             raise ScheduleError(f"not a description of costs: {error!r}") from error
 
     def to_pandas(self) -> Any:
-        """One row per operator kind: overhead_ns, gb_per_s and gflop_per_s of one worker, gather_ns."""
+        """One row per operator kind: overhead_ns, gb_per_s and gflop_per_s of one worker, gather_ns, spread."""
         import pandas as pd
 
         rows = {**self.kinds, "(others)": self.default}
@@ -132,17 +135,18 @@ class Costs:
                     "gb_per_s": 1 / np.array([c.ns_per_byte for c in rows.values()]),
                     "gflop_per_s": 1 / np.array([c.ns_per_flop for c in rows.values()]),
                     "gather_ns": [c.gather_ns for c in rows.values()],
+                    "spread": [c.spread for c in rows.values()],
                 }
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What each task does, in arrays over task ids (`execute` may have a row per iteration), in ns and bytes.
+    """What each task does, in arrays over task ids, in ns and bytes.
 
     execute: its duration where that is given, NaN where it follows from the rest: it ends overhead after both its
-    `compute` time and its bytes are there. `ahead` bytes may be loaded before the task's events happen (by a loader,
-    if there is one); `behind` bytes only afterwards.
+    `compute` time and its bytes are there. These three may have a row per iteration. `ahead` bytes may be loaded before
+    the task's events happen (by a loader, if there is one); `behind` bytes only afterwards.
     """
 
     execute: F64
@@ -164,9 +168,15 @@ class Work:
         return Work(execute, rest[0], rest[1], rest[2], none, none, none, none)
 
 
-def work(tasks: TaskGraph, costs: Costs) -> Work:
-    """The work of a task graph under a cost model."""
-    kinds = [costs.kind(o.op) for o in tasks.operators]
+def flavour(operator: Operator) -> str:
+    """An operator's kind and the optional operands it has: `linear+norm_weight` costs other than `linear`."""
+    optional = [p.name for p in REGISTRY.ops[operator.op].operands if p.optional and p.name in operator.operands]
+    return "+".join([operator.op, *optional])
+
+
+def work(tasks: TaskGraph, costs: Costs, iterations: int = 1, seed: int = 0) -> Work:
+    """The work of a task graph under a cost model; where times spread, each iteration draws its own."""
+    kinds = [costs.kind(o) for o in tasks.operators]
     o = tasks.operator_of
 
     def column(name: str) -> F64:
@@ -174,13 +184,17 @@ def work(tasks: TaskGraph, costs: Costs) -> Work:
 
     ahead, behind = traffic(tasks)
     n = len(tasks)
+    spread = column("spread")
+    drawn_factor: Any = 1.0
+    if spread.any():
+        drawn_factor = np.exp(spread * np.random.default_rng(seed).standard_normal((iterations, n)))
     return Work(
         execute=np.full(n, np.nan),
         fetch=np.full(n, costs.fetch_ns),
         gather=column("gather_ns"),
         signal=np.full(n, costs.signal_ns),
-        overhead=column("overhead_ns"),
-        compute=np.maximum(tasks.flops * column("ns_per_flop"), tasks.bytes * column("ns_per_byte")),
+        overhead=column("overhead_ns") * drawn_factor,
+        compute=np.maximum(tasks.flops * column("ns_per_flop"), tasks.bytes * column("ns_per_byte")) * drawn_factor,
         ahead=ahead,
         behind=behind,
     )

@@ -99,7 +99,9 @@ class _Engine:
         execute = np.broadcast_to(np.atleast_2d(work.execute), (iterations, n))
         self.given: list[float] = execute.ravel().tolist()
         self.fetch, self.gather, self.signal = work.fetch.tolist(), work.gather.tolist(), work.signal.tolist()
-        self.overhead, self.compute = work.overhead.tolist(), work.compute.tolist()
+        self.overhead, self.compute = (
+            np.broadcast_to(np.atleast_2d(x), (iterations, n)).ravel().tolist() for x in (work.overhead, work.compute)
+        )
         self.ahead, self.behind = work.ahead.tolist(), work.behind.tolist()
 
         modelled = bool(np.isnan(execute).any())
@@ -280,7 +282,7 @@ class _Engine:
         task = self.running[w]
         inst = self.iteration[w] * self.n + task
         begin = self.begin[inst]
-        self.least[w] = begin + self.compute[task]
+        self.least[w] = begin + self.compute[inst]
         self.parts[w] = 1
         if self.shared:
             demand = self.behind[task]
@@ -297,9 +299,8 @@ class _Engine:
         """One of the things the running task needs is there; when all are, its end is known."""
         self.parts[w] -= 1
         if self.parts[w] == 0:
-            task = self.running[w]
-            end = max(self.least[w], self.now if t is None else t) + self.overhead[task]
-            self._finish(w, self.iteration[w] * self.n + task, end)
+            inst = self.iteration[w] * self.n + self.running[w]
+            self._finish(w, inst, max(self.least[w], self.now if t is None else t) + self.overhead[inst])
 
     def _finish(self, w: int, inst: int, end: float) -> None:
         self.end[inst] = end

@@ -81,14 +81,18 @@ def predict(
     """Simulate a schedule; see `simulate`."""
     tasks = schedule.tasks
     costs = costs or Costs.of(machine or tasks.machine, tasks.plan.settings)
-    todo = work(tasks, costs)
+    todo = work(tasks, costs, iterations, seed)
     if durations is not None:
         todo = replace(todo, execute=drawn(durations, tasks, iterations, seed))
     program = Program.of_schedule(schedule, mode, handout)
     if (mode or schedule.mode) != schedule.mode:
         # Played in another mode: what is known of it goes into the profile, where a run in that mode would put it.
         if program.handout.priority != "fifo":
-            known = np.nanmedian(todo.execute, 0) if durations is not None else todo.compute + todo.overhead
+            known = (
+                np.nanmedian(todo.execute, 0)
+                if durations is not None
+                else np.atleast_2d(todo.compute + todo.overhead).mean(0)
+            )
             program = program.with_priorities(np.nan_to_num(known))
         nowhere = np.full(len(tasks), -1, np.int64)
         drains = ((Drain(0),),) * schedule.workers
@@ -118,8 +122,9 @@ def simulate(
     """The spans that a schedule would leave, in the columns of `frames.spans`, without compiling or running anything.
 
     `costs` default to what the machine's figures give (`machine`: another than the tasks were lowered for).
-    `durations` replace the cost model's: ns per task, or by operator name or kind one number or samples to draw from
-    (`seed`). `mode` and `handout` play a static schedule as if its tasks were handed out at run time.
+    `durations` replace the cost model's: ns per task, or by operator name or kind one number or samples to draw from;
+    `seed` decides what is drawn, also of times that spread. `mode` and `handout` play a static schedule as if its tasks
+    were handed out at run time.
     """
     return predict(
         schedule,
