@@ -29,7 +29,7 @@ def test_source_is_short_and_blind_to_the_schedule(tasks):
 def test_cuda_source_names_its_settings():
     tasks = lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), pages=4)
     text = emit(assign(tasks), level=2).text
-    assert "run_device<Kernel, 2, 8, 32768, 4, 2, 0>" in text
+    assert "run_device<Kernel, 2, 8, 32768, 4, 2, 65536>" in text
     with pytest.raises(BuildError, match="page_count"):
         emit(assign(lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), page_count=4)))
 

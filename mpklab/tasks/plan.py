@@ -69,7 +69,21 @@ def choose_plan(
             if name in (o.name, o.op) and o.op in _CUT_BY_ITSELF:
                 raise LowerError(f"tiles: {o.name} ({o.op}) is cut {_CUT_BY_ITSELF[o.op]}, not by a tile size")
     tilings = {o.name: _tiling(rewritten, o, machine, tiles) for o in rewritten.operators}
-    return Plan(fused, tilings)
+    return Plan(fused, tilings, _kernel_settings(rewritten) if machine.backend == "cuda" else {})
+
+
+def _kernel_settings(graph: Graph) -> dict[str, int]:
+    """The shape of a CUDA block, as measured on one H200 (profiles/LOG.md).
+
+    Sixteen consumer warps leave a thread 96 registers. That is enough for one row of activations, except beside
+    attention over heads of 64, which spills; there, and for several rows, eight are faster.
+    """
+    attention = next((o for o in graph.operators if o.op == "attention"), None)
+    warps = 8
+    if attention is not None:
+        batch, _, _, head_dim = graph.tensors[attention.operands["k_cache"]].type.sizes
+        warps = 16 if batch == 1 and head_dim > 64 else 8
+    return {"consumer_warps": warps, "in_flight": 2, "l2_bytes": 65536}
 
 
 _CUT_BY_ITSELF = {
