@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from mpklab import cli, errors, models, pipeline
 from mpklab.bench import parity
+from mpklab.bench._common import Interval
 from mpklab.dims import Dim
 from mpklab.graph import GraphBuilder
 from mpklab.machine import Machine
 from mpklab.models import Model
 from mpklab.pipeline import compile as compile_kernel
-from mpklab.schedule import POLICIES, assign
+from mpklab.schedule import POLICIES, POOLS, assign
 from mpklab.tasks import TaskGraph, lower
 
 CPU = Machine.cpu(2)
@@ -117,9 +120,8 @@ def test_parity_of_a_tiny_model_in_every_way(dtype: str, capsys: pytest.CaptureF
     assert cli.main(["bench", "parity", "--model", "tiny", "--prompts", "4", "--tokens", "12", "--dtypes", dtype]) == 0
     said = capsys.readouterr().out
     assert "FAILS" not in said and all(policy in said for policy in POLICIES)
-    combinations = len(POLICIES) * len(parity.WORKERS)
-    assert said.count("bits, equal plan") == combinations
-    assert said.count("tokens as transformers") == (combinations if dtype == "float32" else 0)
+    assert said.count("bits, equal plan") == (len(POLICIES) + len(POOLS)) * len(parity.WORKERS)
+    assert said.count("tokens as transformers") == (dtype == "float32") * len(POLICIES) * len(parity.WORKERS)
 
 
 @pytest.mark.parametrize("dtype", parity.DTYPES)
@@ -166,6 +168,36 @@ def test_parity_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_parity_answers_slips(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "parity", *arguments]) == 1
     assert says in capsys.readouterr().err
+
+
+# --- bench cpu ---
+
+
+def test_bench_cpu_measures_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small model, without what takes minutes: every contender has a sample a round, and the table says where."""
+    pytest.importorskip("transformers")
+    file = tmp_path / "cpu.json"
+    arguments = ["--model", "tiny", "--workers", "2", "--prompt", "8", "--tokens", "4", "--rounds", "3"]
+    assert cli.main(["bench", "cpu", *arguments, "--no-compile", "--batch", "--json", str(file)]) == 0
+    said, left = capsys.readouterr().out, json.loads(file.read_text())
+    assert "read bandwidth" in said and "2 threads of csrc/read.cpp" in said and "torch" in said
+    names = [(r["name"], r["dtype"]) for r in left["results"]]
+    assert names[0] == ("mpklab", "bfloat16") and ("transformers eager", "float32") in names
+    assert [n for n, _ in names if "batch" in n] == [f"mpklab, batch {n} of at most 4" for n in (1, 2, 3, 4)]
+    assert all(len(r["seconds"]) == len(r["share"]) == 3 and min(r["seconds"]) > 0 for r in left["results"])
+    assert len(left["bandwidth"]) == 3 and min(left["bandwidth"]) > 1e8
+    assert left["stamp"]["cpu"]["usable"] >= 1 and left["settings"]["model"] == "tiny"
+    assert cli.main(["bench", "cpu", "--rounds", "0"]) == 1
+    assert "--rounds should be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_intervals_hold_the_median() -> None:
+    interval = Interval.of([1.0, 2.0, 3.0, 4.0, 100.0])
+    assert interval.median == 3.0 and 1.0 <= interval.low <= 3.0 <= interval.high <= 100.0
+    assert Interval.of([5.0]) == Interval(5.0, 5.0, 5.0) and Interval.of([5.0]).text(1) == "5.0 [5.0, 5.0]"
+    draw = np.random.default_rng(1)
+    inside = [(lambda i: i.low <= 0 <= i.high)(Interval.of(draw.normal(size=30))) for _ in range(100)]
+    assert 85 <= sum(inside) <= 100  # it is called a 95 % interval
 
 
 def test_known_keywords_are_those_of_the_signature() -> None:

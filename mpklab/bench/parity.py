@@ -21,7 +21,7 @@ from mpklab.machine import Machine
 from mpklab.models import Model
 from mpklab.models.catalog import SHIPPED
 from mpklab.run import Kernel, build
-from mpklab.schedule import POLICIES, assign
+from mpklab.schedule import POLICIES, POOLS, assign
 from mpklab.tasks import lower
 
 WORKERS = (1, 2, 3, 8)
@@ -160,7 +160,8 @@ def tokens_equal(
 def bits_equal(
     model: Model, ids: list[list[int]], tokens: int, context: int, workers: Sequence[int], policies: Sequence[str]
 ) -> Iterator[Check]:
-    """One plan: logits, caches and tokens have the same bits whoever runs what, and whatever is recorded."""
+    """One plan: logits, caches and tokens have the same bits whoever runs what, decided before or while it runs, and
+    whatever is recorded."""
     dtype, graph = model.config.dtype, model.decode_graph(context=context)
     tasks = lower(graph, Machine.cpu(2))
     kernel = build(assign(tasks, policy=policies[0]), weights=model)
@@ -168,10 +169,11 @@ def bits_equal(
     compared = f"{len(ids)} prompts, every state and output"
     for count in workers:
         again = lower(graph, Machine.cpu(count), tasks.plan)
-        for policy in policies:
-            other = build(assign(again, policy=policy), weights=model)
+        for mode, policy in [*(("static", policy) for policy in policies), *(("dynamic", pool) for pool in POOLS)]:
+            other = build(assign(again, mode=mode, policy=policy), weights=model)
             same = [digest(other, prompt, tokens) == e for prompt, e in zip(ids, expected, strict=True)]
-            yield Check("bits, equal plan", dtype, str(count), policy, compared, all(same))
+            who = policy if mode == "static" else f"{mode} {policy}"
+            yield Check("bits, equal plan", dtype, str(count), who, compared, all(same))
     same = [digest(kernel, p, tokens, level) == e for p, e in zip(ids, expected, strict=True) for level in LEVELS[1:]]
     levels = f"levels {LEVELS[0]} to {LEVELS[-1]}"
     yield Check("bits, recording", dtype, "2", policies[0], f"{compared}, {levels}", all(same))
