@@ -242,9 +242,8 @@ class Session:
             capacity = min(capacity, MAX_LANE_BYTES // (abi.RECORD.itemsize * t.tables.workers * roles))
             size = abi.LANE.itemsize + capacity * abi.RECORD.itemsize
             shape = (t.tables.workers * roles, size)
-            if (
-                self.device == "cpu"
-            ):  # NumPy's zeros are pages that the system has not given out yet, torch's are written
+            if self.device == "cpu":
+                # NumPy's zeros are pages that the system has not given out yet; torch's would be written.
                 lanes = torch.from_numpy(np.zeros(shape, np.uint8))
             else:
                 lanes = torch.zeros(shape, dtype=torch.uint8, device=self.device)
@@ -312,17 +311,15 @@ class Session:
         waiting = tasks.task_name(facts["task"]) if facts["task"] < len(tasks) else "the start of an iteration"
         event = facts["event"]
         counts = f"{facts['count']} of {facts['need']} signals"
-        root = ""
-        if schedule.handout is not None:
-            first = self._first_missing(counters, facts["iteration"] + 1)
-            if facts["task"] >= len(tasks):
-                waiting = "the pool"
-            if first >= 0 and event >= len(tasks.need):  # of an iteration without end, its first event that is late
-                event, counts = first, "too few signals"
-            elif 0 <= first != event:
-                root = (
-                    f"; the first that is late is event {first} of {tasks.operators[tasks.event_producer[first]].name}"
-                )
+        if schedule.handout is not None and facts["task"] >= len(tasks):
+            waiting = "the pool"
+        # Who waits for the step of an iteration waits for the end of the one before.
+        begun = facts["iteration"] + (schedule.handout is not None or event < len(tasks.need))
+        first, root = self._first_missing(counters, begun), ""
+        if first >= 0 and event >= len(tasks.need):
+            event, counts = first, "too few signals"
+        elif 0 <= first != event:
+            root = f"; the first that is late is event {first} of {tasks.operators[tasks.event_producer[first]].name}"
         if event >= len(tasks.need):
             what = "the StepControl of the iteration"
             late: list[int] = [tasks.step_task] if tasks.step_task >= 0 else []
