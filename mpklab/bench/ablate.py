@@ -53,9 +53,9 @@ def changes(graph: Any, machine: Any) -> dict[str, Callable[[], Any]]:
         "4 pieces of the context": lambda: lowered(passes=pieces("split_attention:4:16")),
         "16 pieces of the context": lambda: lowered(passes=pieces("split_attention:16:16")),
         "pieces in float32": lambda: lowered(passes=tuple(p.removesuffix(":16") for p in passes)),
-        "16 consumer warps": lambda: lowered(consumer_warps=16),
+        "8 consumer warps": lambda: lowered(consumer_warps=8),
         "every page in flight": lambda: lowered(in_flight=6),
-        "64 KB ahead to the L2": lambda: lowered(l2_bytes=65536),
+        "nothing ahead to the L2": lambda: lowered(l2_bytes=0),
         "one SM in 33 left to schedulers": lambda: mk.assign(
             mk.lower(graph, mk.Machine.cuda(machine.workers - machine.workers // 33))
         ),

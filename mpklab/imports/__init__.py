@@ -9,6 +9,10 @@ from mpklab.imports.chrome import from_chrome
 from mpklab.imports.interleaved import from_flashinfer, from_mirage
 from mpklab.profile import Profile
 
-FORMATS: dict[str, Callable[..., Profile]] = {"flashinfer": from_flashinfer, "mirage": from_mirage, "chrome": from_chrome}
+FORMATS: dict[str, Callable[..., Profile]] = {
+    "flashinfer": from_flashinfer,
+    "mirage": from_mirage,
+    "chrome": from_chrome,
+}
 
 __all__ = ["FORMATS", "from_chrome", "from_flashinfer", "from_mirage"]

@@ -1,6 +1,5 @@
 """rms_norm: x / sqrt(mean(x²) + eps) · weight, by row (Zhang & Sennrich 2019)."""
 
-
 from mpklab.dims import upper
 from mpklab.ops.base import (
     C_TYPE, ITEM_BYTES, Box, Node, Op, Operand, Stage, TensorType, Tiles, Tiling, Variant,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from mpklab import abi, env, recipe, stamp
-from mpklab.codegen import Tables
+from mpklab.codegen import Tables, device_settings
 from mpklab.errors import DeadlockError, RunError, suggest
 from mpklab.graph import Tensor
 from mpklab.profile import Profile, Window
@@ -32,7 +32,7 @@ TORCH_DTYPES = {
 DEFAULT_WAIT_LIMIT_S = {"cpu": 20.0, "cuda": 5.0}
 MAX_LANE_BYTES = 512 << 20  # all lanes of a launch; what does not fit is counted as dropped
 RECORD_CYCLES = 12  # what one record costs a thread of a GPU: the clock read and a streaming store
-RECORDS_PER_TASK = 8  # begin, end and every phase between, with room for a few waits
+RECORDS_PER_TASK = 10  # begin, end, every phase between and an anchor, with room for a few waits
 
 
 class Memory:
@@ -238,7 +238,7 @@ class Session:
         if window.level:
             recorded = min(iterations, window.record) if window.record else iterations - min(window.skip, iterations)
             longest = int(np.diff(t.tables.queues.astype(np.int64)).max(initial=1)) + _most_popped(t.tables)
-            capacity = max(1024, recorded * (longest * RECORDS_PER_TASK + 8) + 64)
+            capacity = max(1024, recorded * (longest * RECORDS_PER_TASK + self._page_records(window.level) + 8) + 64)
             capacity = min(capacity, MAX_LANE_BYTES // (abi.RECORD.itemsize * t.tables.workers * roles))
             size = abi.LANE.itemsize + capacity * abi.RECORD.itemsize
             shape = (t.tables.workers * roles, size)
@@ -284,6 +284,18 @@ class Session:
         launch["n_rings"], launch["ring_classes"] = len(rings), handout.classes
         launch["n_opening"], launch["pop_ahead"] = tables.opening, handout.pop_ahead
         return tuple(memory.values())
+
+    def _page_records(self, level: int) -> int:
+        """Records of one iteration about pages of the ring, at most: level 3 times each on both sides."""
+        if level < 3 or self.device != "cuda":
+            return 0
+        schedule = self.kernel.schedule
+        settings = device_settings(schedule.tasks.plan.settings)
+        if schedule.worker.min(initial=0) < 0:  # a pool's task may run anywhere
+            most = float(schedule.tasks.bytes.sum())
+        else:
+            most = float(np.bincount(schedule.worker, weights=schedule.tasks.bytes).max(initial=0.0))
+        return int(4 * most / settings["page_bytes"])
 
     def _slots(self, tables: Tables) -> npt.NDArray[np.void]:
         graph = self.kernel.graph

@@ -72,6 +72,16 @@ struct Recorder {
     write(u32(Kind::value_) | u32(Phase::global_time_) << 2 | u32(ns >> 32) << 8, u32(ns));
   }
   MPK_FN void anchor() { anchor_at(global_ns()); }
+  // A timed record with an anchor of the same instant: both clocks are read before a store can hold the thread up.
+  template <int From>
+  MPK_FN void put_anchored(Kind kind, Phase phase, u32 arg) {
+    if constexpr (Level >= From) {
+      u32 clock = clock_low();
+      u64 ns = global_ns();
+      write(u32(kind) | u32(phase) << 2 | arg << 8, clock);
+      anchor_at(ns);
+    }
+  }
 
   MPK_FN void finish() {
     if (!lane) return;
@@ -93,6 +103,8 @@ struct Recorder<0> {
   template <int>
   MPK_FN void end(Phase, u32) {}
   MPK_FN void anchor() {}
+  template <int>
+  MPK_FN void put_anchored(Kind, Phase, u32) {}
   MPK_FN void finish() {}
 };
 

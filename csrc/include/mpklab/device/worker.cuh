@@ -115,7 +115,8 @@ struct Consumers {
       recorder.template next<2>(Phase::signal_, id);
     }
     if (threadIdx.x / 32 == publisher) publish(task);
-    if (first_thread()) recorder.template end<2>(Phase::signal_, id);
+    // SM clocks follow their load within microseconds, group by group: one anchor an iteration would not do.
+    if (first_thread()) recorder.template put_anchored<2>(Kind::end_, Phase::signal_, id);
     if (++at == descriptors) at = 0, parity ^= 1;
     return true;
   }
@@ -439,8 +440,8 @@ struct Loader {
   MPK_FN void begin_iteration() {
     if (context.lane() != 0) return;
     context.recorder.window(context.launch, context.run.iteration);
-    context.recorder.template begin<3>(Phase::iteration_, context.launch.first_iteration + context.run.iteration);
-    context.recorder.anchor();
+    u32 number = context.launch.first_iteration + context.run.iteration;
+    context.recorder.template put_anchored<3>(Kind::begin_, Phase::iteration_, number);
   }
 
   MPK_FN void run_next(u32 id, bool popped) {

@@ -9,7 +9,7 @@ namespace mpk::ops {
 template <class TX, int V, int P, int Rows, int Dim>
 struct ArgmaxPartial {
   template <class S>
-  static constexpr int scratch_bytes = S::warps* int(sizeof(Best));
+  static constexpr int scratch_bytes = S::warps * int(sizeof(Best));
   template <class S>
   static constexpr bool loads = false;
 

@@ -19,13 +19,13 @@ struct Attention {
   template <class S>
   static constexpr int page_rows = S::page_bytes / (4 * D) / 32 * 32;
   template <class S>
-  static constexpr bool streamed = matrix&& page_rows<S> >= 32;
+  static constexpr bool streamed = matrix && page_rows<S> >= 32;
   template <class S>
   static constexpr int score_stride = page_rows<S> + 8;  // so that the heads' scores start in different banks
 
   template <class S>
   static constexpr int scratch_bytes = streamed<S> ? (8 + 2) * D * 2 + 2 * 8 * score_stride<S> * 4 + 8 * 4
-                                                   : (group + 2) * D * 4 + group * 32 * 4 + group* D * 4;
+                                                   : (group + 2) * D * 4 + group * 32 * 4 + group * D * 4;
   template <class S>
   static constexpr bool loads = streamed<S>;
 

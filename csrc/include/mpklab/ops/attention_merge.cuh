@@ -36,7 +36,7 @@ MPK_FN void load_splits(const TP* partial, int from, uint4 (&words)[Ahead][sizeo
 // anything is used: a trip to the L2 costs more than all the arithmetic.
 template <int D, int SPLITS, class TP>
 MPK_FN void merge_head(const float* stats, const TP* partial, float (&x)[8]) {
-  constexpr int words = sizeof(TP) / 2;         // uint4 behind eight elements
+  constexpr int words = sizeof(TP) / 2;               // uint4 behind eight elements
   constexpr int ahead = smaller(SPLITS, 16 / words);  // splits in flight
   uint2 pairs[SPLITS];
   uint4 first[ahead][words];

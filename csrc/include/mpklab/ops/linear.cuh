@@ -19,7 +19,7 @@ struct Linear {
   // One row of activations: tensor cores over contiguous pages. Up to 16: tensor cores over blocks of rows. Else:
   // plain.
   template <class S>
-  static constexpr bool row = Is::matrix&& Rows == 1 && RowGeometry<Is, S>::blocks <= 4;
+  static constexpr bool row = Is::matrix && Rows == 1 && RowGeometry<Is, S>::blocks <= 4;
   template <class S>
   static constexpr bool rows = Is::matrix && !row<S> && Rows <= 16;
 
@@ -49,15 +49,15 @@ struct Linear {
   static MPK_FN u32 tile_bytes(const Task& task) {
     return u32(task.tile[1] - task.tile[0]) * u32(Is::streams * K * int(sizeof(T)));
   }
-  // The weights this tile reads first. Segmented weights stay out: where they begin is not worth another trip to memory.
+  // The weights this tile reads first. Segmented weights stay out: where they begin is not worth another trip to
+  // memory.
   template <class S>
   static MPK_FN void prefetch(LoadContext<S>& c) {
     const Task& task = c.upcoming->task;
     if (c.upcoming->bases[1] == 0) return;
     u64 row_bytes = u64(K) * sizeof(T);
     u32 most = min(u32(S::l2_bytes), tile_bytes<S>(task)) / Is::streams / 16 * 16;
-    for (int s = 0; s < Is::streams; ++s)
-      prefetch_weights(c, 1, u64(s * N + task.tile[0]) * row_bytes, most);
+    for (int s = 0; s < Is::streams; ++s) prefetch_weights(c, 1, u64(s * N + task.tile[0]) * row_bytes, most);
   }
 };
 
