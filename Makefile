@@ -12,7 +12,7 @@ NVCC ?= $(or $(MPKLAB_NVCC),nvcc)
 CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint format types nvcc wheel lab doctor ci clean distclean
+.PHONY: help setup demo test test-gpu lint format types nvcc host wheel lab doctor ci clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -48,6 +48,9 @@ nvcc: ## compile every device header with nvcc (ARCHS='80 86 89 90a 100a 120' fo
 	@mkdir -p build
 	$(NVCC) -std=c++20 -O1 -Icsrc/include -Xcompiler -Wall --threads 2 -c csrc/all.cu -o build/all.o \
 		$(foreach arch,$(ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
+
+host: ## compile every host header with the C++ compiler at hand
+	@$${MPKLAB_CXX:-g++} -std=c++20 -march=native -Wall -Wextra -Icsrc/include -fsyntax-only csrc/host_all.cpp
 
 wheel: setup ## build sdist and wheel, install the wheel in an empty place, compile and run a graph there
 	@$(BIN)/python tools/check_wheel.py
