@@ -284,9 +284,11 @@ def _waits(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[
             ops = profile.tasks["operator"][p.cause[mine]]
             count = np.unique(ops).size
             where = f" ({count} operators of this name)" if count > 1 else ""
+            percent = round(100 * running / max(1, cost))
+            rest = ", for the rest it had not begun" if percent < 100 else ""
             sentence = (
                 f"Workers wait {say_ns(cost)} for {names[int(f)]}{where}, {_share(cost, total)}; for "
-                f"{100 * running / max(1, cost):.0f} % of that it was running, for the rest it had not begun."
+                f"{percent} % of that it was running{rest}."
             )
         twice = None if f < 0 else _scaling(np.where(of_task[:-1] == f, 0.5, 1.0))
         out.append(
