@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import copy
 import ctypes
+import os
 import random
 import sys
 import time
@@ -36,6 +37,7 @@ REST_S = 0.05  # between contenders: torch's threads spin for a while after thei
 READS = 3  # passes over the buffer in a round; the best counts, as other programs only ever slow one down
 BUFFER_BYTES = 256 << 20
 HUGE_PAGES = 14  # MADV_HUGEPAGE
+QUIET = 0.05  # other programs' share of the CPUs in a round that counts as left alone
 BATCHES = (1, 2, 3, 4)
 
 
@@ -111,28 +113,54 @@ def main(args: argparse.Namespace) -> int:
         ready[dtype] = time.perf_counter() - begin
         contenders.append(Contender("transformers torch.compile", dtype, bytes_per_token(model, args), run))
     with no_recompilation() if ready else contextlib.nullcontext():
-        bandwidth = take_turns(contenders, reader, args.rounds)
-    print_result(args, contenders, bandwidth, ready, made, load_before, reader, notes)
+        bandwidth, others = take_turns(contenders, reader, args.rounds)
+    if len(quiet := [i for i, share in enumerate(others) if share < QUIET]) >= 3 and max(others) >= QUIET:
+        shares = ", ".join(
+            f"{c.name} {c.dtype} {np.median([c.seconds[i] for i in quiet]) * 1e3:.2f} ms, "
+            f"{np.median([c.share[i] for i in quiet]):.1%}"
+            for c in contenders
+            if c.name == "mpklab"
+        )
+        notes.append(f"in the {len(quiet)} rounds that others left alone (under {QUIET:.0%}): {shares}")
+    print_result(args, contenders, bandwidth, others, ready, made, load_before, reader, notes)
     return 0
 
 
-def take_turns(contenders: list[Contender], reader: Reader, rounds: int) -> list[float]:
-    """Every contender and the bandwidth once a round, in another order each; returns bytes a second by round."""
-    bandwidth = []
+def take_turns(contenders: list[Contender], reader: Reader, rounds: int) -> tuple[list[float], list[float]]:
+    """Every contender and the bandwidth once a round, in another order each.
+
+    Returns by round the bytes a second, and the share of the CPUs' time that other programs took.
+    """
+    bandwidth, others = [], []
     for c in contenders:
         c.run()  # the first time finds memory and threads cold
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}, load {load_now():.1f}")
         order = list(contenders)
         random.Random(number).shuffle(order)
+        before = cpu_seconds()
         bandwidth.append(reader.bytes_per_second())
         for c in order:
             time.sleep(REST_S)
             c.seconds.append(c.run())
         bandwidth[-1] = max(bandwidth[-1], reader.bytes_per_second())
+        mine, busy, whole = (b - a for a, b in zip(before, cpu_seconds(), strict=True))
+        others.append(max(0.0, busy - mine) / whole if whole else float("nan"))
         for c in contenders:
             c.share.append(c.bytes / c.seconds[-1] / bandwidth[-1])
-    return bandwidth
+    return bandwidth, others
+
+
+def cpu_seconds() -> tuple[float, float, float]:
+    """This process's CPU seconds, everybody's, and all there were; zeros for the last two where they are not told."""
+    t = os.times()
+    try:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    except (OSError, ValueError):
+        return t.user + t.system, 0.0, 0.0
+    a_second = os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]
+    return t.user + t.system, (sum(ticks) - idle) / a_second, sum(ticks) / a_second
 
 
 # --- contenders ---
@@ -292,6 +320,7 @@ def print_result(
     args: argparse.Namespace,
     contenders: list[Contender],
     bandwidth: list[float],
+    others: list[float],
     ready: dict[str, float],
     made: dict[str, Any],
     load_before: float,
@@ -321,7 +350,8 @@ def print_result(
     words = [
         f"read bandwidth {limit.text(1, 1e-9)} GB/s: {reader.workers} threads of csrc/read.cpp over "
         f"{BUFFER_BYTES >> 20} MiB, before and after each round; "
-        f"load {load_before:.1f} before, {load_now():.1f} at the end (its own threads count)"
+        f"load {load_before:.1f} before, {load_now():.1f} at the end (its own threads count); other programs took "
+        f"{np.mean(others):.0%} of the CPUs, {min(others):.0%} to {max(others):.0%} of a round"
     ]
     if ready:
         compile_times = ", ".join(f"{dtype} {seconds:.0f} s" for dtype, seconds in ready.items())
@@ -329,7 +359,7 @@ def print_result(
     show(title, headers, rows, made, [*words, *notes])
     keys = ("model", "policy", "prompt", "tokens", "rounds")
     write_json(
-        args.json, made, settings={k: getattr(args, k) for k in keys}, workers=reader.workers, bandwidth=bandwidth,
+        args.json, made, settings={k: getattr(args, k) for k in keys}, workers=reader.workers, bandwidth=bandwidth, others=others,
         compile_seconds=ready, load=[load_before, load_now()], results=results, notes=notes,
     )  # fmt: skip
 
