@@ -559,15 +559,7 @@ def _classes(tasks: TaskGraph) -> IntArray:
 @_policy
 def list_scheduling(tasks: TaskGraph, workers: int) -> list[list[int]]:
     """Graham's list scheduling: by decreasing length of the path still ahead, each task to the first free worker."""
-    seconds = task_seconds(tasks)
-    ahead = np.zeros(len(tasks))
-    event_ahead = np.zeros(len(tasks.need))
-    for task in range(len(tasks) - 1, -1, -1):  # operators stand in order, so successors have higher ids
-        after = tasks.signal_event[tasks.signal_first[task] : tasks.signal_first[task + 1]]
-        ahead[task] = seconds[task] + (event_ahead[after].max() if len(after) else 0.0)
-        row = slice(tasks.wait_first[task], tasks.wait_first[task + 1])
-        for event in tasks.wait_event[row][tasks.wait_lag[row] == 0]:
-            event_ahead[event] = max(event_ahead[event], ahead[task])
+    seconds, (_, ahead) = task_seconds(tasks), _paths(tasks)
     same = tasks.wait_lag == 0
     consumer = np.repeat(np.arange(len(tasks)), np.diff(tasks.wait_first))
     open_waits = np.bincount(consumer[same], minlength=len(tasks))

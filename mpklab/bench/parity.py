@@ -169,10 +169,14 @@ def bits_equal(
     compared = f"{len(ids)} prompts, every state and output"
     for count in workers:
         again = lower(graph, Machine.cpu(count), tasks.plan)
-        for mode, policy in [*(("static", policy) for policy in policies), *(("dynamic", pool) for pool in POOLS)]:
-            other = build(assign(again, mode=mode, policy=policy), weights=model)
+        schedules: dict[str, dict[str, Any]] = {
+            **{policy: {"policy": policy} for policy in policies},
+            **{f"dynamic {pool}": {"mode": "dynamic", "policy": pool} for pool in POOLS},
+            "hybrid attention": {"mode": "hybrid", "dynamic": ("attention",)},
+        }
+        for who, choices in schedules.items():
+            other = build(assign(again, **choices), weights=model)
             same = [digest(other, prompt, tokens) == e for prompt, e in zip(ids, expected, strict=True)]
-            who = policy if mode == "static" else f"{mode} {policy}"
             yield Check("bits, equal plan", dtype, str(count), who, compared, all(same))
     same = [digest(kernel, p, tokens, level) == e for p, e in zip(ids, expected, strict=True) for level in LEVELS[1:]]
     levels = f"levels {LEVELS[0]} to {LEVELS[-1]}"
