@@ -31,6 +31,26 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Delay:
+    """A test hook that only a kernel made with it contains: a task, or all tasks of a worker, take `ns` longer, in their
+    execution or before their signals."""
+
+    ns: int
+    task: int | None = None
+    worker: int | None = None
+    signals: bool = False
+
+    def lines(self) -> list[str]:
+        named = [("task", self.task), ("worker", self.worker)]
+        which = " && ".join(f"{name} == {value}u" for name, value in named if value is not None) or "true"
+        return [
+            f"#define MPK_DELAYED {'signals' if self.signals else 'execution'}",
+            f"#define MPK_DELAYS(task, worker) {which}",
+            f"#define MPK_DELAY_NS {self.ns}",
+        ]
+
+
+@dataclass(frozen=True)
 class Tables:
     """Everything the device reads, packed as mpklab.abi declares. `slots` are the tensor names in slot order."""
 
@@ -58,16 +78,17 @@ class Tables:
         return int((self.rings["mask"].astype(np.int64) + 1).sum()) if len(self.rings) else 0
 
 
-def emit(schedule: Schedule, level: int | None = None) -> Source:
+def emit(schedule: Schedule, level: int | None = None, delay: Delay | None = None) -> Source:
     """The entry file: includes, the list of operator variants, one extern "C" entry.
 
-    The CPU library holds all recording levels; a CUDA kernel is compiled for one `level`.
+    The CPU library holds all recording levels; a CUDA kernel is compiled for one `level`. `delay` is a test hook.
     """
     tasks = schedule.tasks
     backend = tasks.machine.backend
     suffix = "hpp" if backend == "cpu" else "cuh"
     headers = sorted({v.header for v in tasks.variants})
-    lines = [f'#include "mpklab/{"host/worker.hpp" if backend == "cpu" else "device/worker.cuh"}"']
+    lines = delay.lines() if delay else []
+    lines += [f'#include "mpklab/{"host/worker.hpp" if backend == "cpu" else "device/worker.cuh"}"']
     lines += [f'#include "mpklab/ops/{h}.{suffix}"' for h in headers]
     lines += ["", "using Kernel = mpk::Variants<"]
     lines += [f"    {v.text}{',' if i + 1 < len(tasks.variants) else '>;'}" for i, v in enumerate(tasks.variants)]

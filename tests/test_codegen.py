@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpklab import abi
-from mpklab.codegen import emit, pack
+from mpklab.codegen import Delay, emit, pack
 from mpklab.errors import BuildError
 from mpklab.machine import Machine
 from mpklab.models.catalog import named
@@ -32,6 +32,13 @@ def test_cuda_source_names_its_settings():
     assert "run_device<Kernel, 2, 8, 32768, 4, 2, 65536>" in text
     with pytest.raises(BuildError, match="page_count"):
         emit(assign(lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), page_count=4)))
+
+
+def test_a_delay_is_compiled_in_only_where_it_is_asked_for(tasks):
+    schedule = assign(tasks)
+    assert "MPK_DELAY" not in emit(schedule).text
+    text = emit(schedule, delay=Delay(5000, task=7, signals=True)).text
+    assert "MPK_DELAY_NS 5000" in text and "MPK_DELAYED signals" in text and "(task, worker) task == 7u" in text
 
 
 @pytest.mark.parametrize("policy", POLICIES)

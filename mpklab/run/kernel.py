@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mpklab import builder, device
-from mpklab.codegen import Source, Tables, device_settings, emit, pack
+from mpklab.codegen import Delay, Source, Tables, device_settings, emit, pack
 from mpklab.dims import upper
 from mpklab.errors import RunError, suggest
 from mpklab.graph import Graph
@@ -95,13 +95,17 @@ def build(
 
 @dataclass(eq=False)
 class Kernel(Presented):
-    """One persistent kernel. Its values are read-only; `last_profile` keeps what the latest recorded run left."""
+    """One persistent kernel. Its values are read-only; `last_profile` keeps what the latest recorded run left.
+
+    `prefetch` off: nothing is loaded before a task's events have happened. `delay` is a test hook, compiled in.
+    """
 
     schedule: Schedule
     compiler: str | None = None
     model: Model | None = None
     weights: Any = None
     prefetch: bool = True
+    delay: Delay | None = None
     last_profile: Profile | None = None
     _libraries: dict[int, builder.Library] = field(default_factory=dict, repr=False)
 
@@ -116,7 +120,7 @@ class Kernel(Presented):
 
     @cached_property
     def source(self) -> Source:
-        return emit(self.schedule)
+        return emit(self.schedule, delay=self.delay)
 
     @cached_property
     def rope(self) -> torch.Tensor | None:
@@ -135,7 +139,7 @@ class Kernel(Presented):
         """The compiled file for a recording level; a CPU library holds all levels."""
         key = 0 if self.backend == "cpu" else level
         if key not in self._libraries:
-            source = self.source if key == 0 else emit(self.schedule, level)
+            source = self.source if key == 0 else emit(self.schedule, level, self.delay)
             self._libraries[key] = builder.compile_source(source, self.compiler, beside=self._keep_stages)
         return self._libraries[key]
 

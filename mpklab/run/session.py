@@ -376,6 +376,7 @@ class Session:
                 **recipe.meta(schedule),
                 "seconds": seconds,
                 "iterations": int(memory.launch["iterations"][0]),
+                "prefetch": bool(kernel.prefetch),
                 **({"record_ns": RECORD_CYCLES / kernel.clock_hz * 1e9} if kernel.backend == "cuda" else {}),
                 "window": {"skip": window.skip, "record": window.record, "level": window.level},
             },

@@ -1,6 +1,7 @@
 // The CUDA backend's block: a loader warp that walks the queue ahead of time, and consumer warps that run its tasks.
 #pragma once
 
+#include "mpklab/delay.h"
 #include "mpklab/device/context.cuh"
 #include "mpklab/queue.h"
 
@@ -109,6 +110,7 @@ struct Consumers {
     u32 id = S::level >= 1 ? task.id : 0;
     Table<K>::call(task.task.variant, *this);
     if (stopped) return false;
+    if (first_thread()) delay<Delayed::execution>(task.id, run.worker);
     sync();
     if (first_thread()) {
       if constexpr (S::level == 1) recorder.template end<1>(Phase::execute_, id);
@@ -278,6 +280,7 @@ struct Consumers {
   MPK_FN void publish(const Descriptor& task) {
     u32 lane = threadIdx.x % 32;
     bool publishes = task.task.flags & u32(TaskFlag::step_);
+    delay<Delayed::signals>(task.id, run.worker);
     if constexpr (has_pools<S>) {
       if (!pages.dead) publish_to_pools(task);
     } else {

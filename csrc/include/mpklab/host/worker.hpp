@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "mpklab/context.h"
+#include "mpklab/delay.h"
 #include "mpklab/queue.h"
 
 #pragma GCC visibility push(hidden)
@@ -240,8 +241,10 @@ struct Loop {
     recorder.template next<2>(Phase::execute_, id);
     write_anchor();
     op.compute(context);
+    delay<Delayed::execution>(id, run.worker);
     if constexpr (Level == 1) recorder.template end<1>(Phase::execute_, id);
     recorder.template next<2>(Phase::signal_, id);
+    delay<Delayed::signals>(id, run.worker);
 
     if (launch.pools) return publish_to_pools(task, id);
     if (!(task.flags & u32(TaskFlag::drop_signals_)))
