@@ -121,7 +121,7 @@ def _device_entry(schedule: Schedule, level: int) -> list[str]:
     s = device_settings(schedule.tasks.plan.settings)
     arguments = (
         f"Kernel, {level}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}, {s['l2_bytes']}"
-        + (", true" if schedule.handout is not None else "")
+        + (", mpk::Holds::pools" if schedule.handout is not None else "")
     )
     return [
         f'extern "C" __global__ void __launch_bounds__(mpk::threads<{s["consumer_warps"]}>(), 1)',

@@ -174,6 +174,10 @@ struct LoadContext {
   MPK_FN bool wait_for_operands() { return wait_for(described->task.load_waits, described->task.n_load_waits); }
 
   MPK_FN bool wait_for(u32 first, u32 count) {
+    if constexpr (one_operator<S>) {
+      if (count > 0) ptx::wait_for_grids();
+      count = 0;
+    }
     for (u32 i = 0; i < count && !over; ++i) {
       const Wait& wait = run.waits()[first + i];
       if (wait.handoff == u32(Handoff::worker_)) continue;

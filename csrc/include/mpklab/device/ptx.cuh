@@ -60,6 +60,21 @@ MPK_PTX unsigned add_acq_rel_sys(unsigned* at, unsigned value) {
   return v;
 }
 
+// Grids of one stream that overlap. Before sm_90 they follow one another, and there is nothing to say.
+
+// The next grid may start: once every block of this one has said so or ended.
+MPK_PTX void let_next_grid_start() {
+#if MPK_BULK
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// The grids before this one have ended, and what they wrote is visible.
+MPK_PTX void wait_for_grids() {
+#if MPK_BULK
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Global memory: data. What a task wrote is read through L2; the other path is for what nobody writes during a launch.
 
 MPK_PTX uint4 load_shared_by_all(const uint4* at) {

@@ -19,6 +19,14 @@ struct Shape {
   static_assert(PageBytes % 4096 == 0, "a page holds whole runs of every consumer warp");
 };
 
+// The shape of a kernel that holds one operator and runs its tasks once: the order of the grids stands for the events.
+template <class S>
+struct OneOperator : S {};
+template <class S>
+constexpr bool one_operator = false;
+template <class S>
+constexpr bool one_operator<OneOperator<S>> = true;
+
 // Two barriers a page: `full` ends a phase when the page's bytes have landed, `empty` when every consumer warp let go.
 template <class S>
 struct RingBarriers {

@@ -234,6 +234,13 @@ struct Consumers {
 
   // All events of the task, polled side by side by the lanes of the first warp. False: aborted.
   MPK_FN bool pass(const Descriptor& task) {
+    if constexpr (one_operator<S>) {
+      ptx::wait_for_grids();
+      // Not earlier: whoever starts then finds the iteration before ended, and may read ahead what no task of this one
+      // writes.
+      ptx::let_next_grid_start();
+      return true;
+    }
     u32 lane = threadIdx.x, count = task.task.n_waits, at_wait = 0;
     if (count == 0) return !pages.dead;
     bool met = lane >= count;
@@ -283,6 +290,8 @@ struct Consumers {
     delay<Delayed::signals>(task.id, run.worker);
     if constexpr (has_pools<S>) {
       if (!pages.dead) publish_to_pools(task);
+    } else if constexpr (one_operator<S>) {
+      if (lane == 0 && publishes) count_step(run);
     } else {
       if (!(task.task.flags & u32(TaskFlag::drop_signals_)) && lane < task.task.n_signals && !pages.dead)
         signal_event(run, task.signals[lane]);
@@ -533,19 +542,24 @@ constexpr int threads() {
   return 32 * (ConsumerWarps + 1);
 }
 
-template <bool HasPools, class S>
+enum class Holds { queues, pools, operator_ };  // what a kernel takes its tasks from
+template <Holds What, class S>
 struct Choice {
   using type = S;
 };
 template <class S>
-struct Choice<true, S> {
+struct Choice<Holds::pools, S> {
   using type = WithPools<S>;
+};
+template <class S>
+struct Choice<Holds::operator_, S> {
+  using type = OneOperator<S>;
 };
 
 template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight = Pages, int L2Bytes = 0,
-          bool HasPools = false>
+          Holds What = Holds::queues>
 MPK_FN void run_device(const Launch& launch) {
-  using S = typename Choice<HasPools, Shape<Level, ConsumerWarps, PageBytes, Pages, InFlight, L2Bytes>>::type;
+  using S = typename Choice<What, Shape<Level, ConsumerWarps, PageBytes, Pages, InFlight, L2Bytes>>::type;
   extern __shared__ __align__(1024) char mpk_pages[];
   __shared__ __align__(128) char scratch[Table<K>::template scratch_bytes<S>];
   __shared__ Shared<S> shared;
@@ -578,7 +592,7 @@ MPK_FN void run_device(const Launch& launch) {
     LoadContext<S> context{launch, Run{launch, worker}, shared, mpk_pages};
     context.weights_policy = ptx::policy_evict_first();
     context.rows_policy = ptx::policy_evict_normal();
-    context.polls_host = begin == queues[0];
+    context.polls_host = !one_operator<S> && begin == queues[0];
     for (u32 d = 0; d < max_dims; ++d) context.step.dims[d] = launch.dims[d];  // stand when no task publishes steps
     if constexpr (Level >= 3)
       if (context.lane() == 0) context.recorder.start(launch, worker, Role::loader_);
