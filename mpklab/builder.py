@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mpklab import device, env
 from mpklab.codegen import Source
+from mpklab.diagnosis import refused
 from mpklab.errors import BuildError, EnvError
 
 CXX_FLAGS = (
@@ -139,20 +140,8 @@ def _run_compiler(line: list[str], work: Path) -> str:
     log = " ".join(line) + "\n" + done.stdout + done.stderr
     if done.returncode:
         (work / "build.log").write_text(log)
-        raise BuildError(
-            f"the compiler failed ({done.returncode}):\n{first_error(log)}\nthe command and its whole log are in {work}/build.log",
-            " ".join(line),
-            log,
-            str(work),
-        )
+        raise refused(log, " ".join(line), work)
     return log
-
-
-def first_error(log: str) -> str:
-    """The first error line of a compiler's log with the source lines around it."""
-    lines = log.splitlines()
-    at = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line)), max(0, len(lines) - 8))
-    return "\n".join(lines[max(0, at - 3) : at + 6])
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpklab import env
+from mpklab.diagnosis import refused
 from mpklab.errors import BuildError, EnvError, RunError, need_package
 
 COMPILERS = ("nvrtc", "nvcc")
@@ -152,12 +153,7 @@ def compile_cubin(text: str, arch: str, compiler: str, folder: Path) -> tuple[by
 
 def _refused(log: str, command: str, folder: Path) -> BuildError:
     (folder / "build.log").write_text(log)
-    lines = log.splitlines()
-    at = next((i for i, line in enumerate(lines) if "error" in line), max(0, len(lines) - 8))
-    first = "\n".join(lines[max(0, at - 2) : at + 6])
-    return BuildError(
-        f"the CUDA compiler failed:\n{first}\nthe whole log is in {folder}/build.log", command, log, str(folder)
-    )
+    return refused(log, command, folder)
 
 
 def resources(log: str) -> dict[str, int]:

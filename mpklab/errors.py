@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import linecache
+import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
 
 
 class MpkError(Exception):
-    """Base of every error that mpklab raises on purpose."""
+    """Base of every error that mpklab raises on purpose. The message alone says it all: plain Python prints nothing else."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a page of frames: the caller's own lines with a caret, then the message."""
+        lines: list[str] = []
+        for frame in traceback.extract_tb(self.__traceback__):
+            if not _is_machinery(frame.filename):
+                lines += _excerpt(frame)
+        cause = self.__cause__
+        why = [f"because of {type(cause).__name__}: {cause}"] if cause is not None else []
+        return [*lines, f"{type(self).__name__}: {self}", *why]
 
 
 class EnvError(MpkError):
@@ -73,3 +89,33 @@ def need_package(package: str, purpose: str, extra: str = "") -> EnvError:
     """The one sentence for a missing optional package, with the command that brings it."""
     target = f"'mpklab[{extra}]'" if extra else package
     return EnvError(f"{purpose} needs the Python package {package!r}, which is not installed: pip install {target}")
+
+
+def _is_machinery(file: str) -> bool:
+    """Whether a frame is of mpklab or of what runs cells, so that its reader did not write it."""
+    path = Path(file)
+    return path.is_relative_to(PACKAGE) or "IPython" in path.parts or file.startswith("<frozen ")
+
+
+def _excerpt(frame: traceback.FrameSummary) -> list[str]:
+    """A line of the caller's with its neighbours, and a caret under the call."""
+    number, begin = frame.lineno or 0, frame.colno or 0
+    source = {n: linecache.getline(frame.filename, n).rstrip("\n") for n in range(max(1, number - 1), number + 2)}
+    line = source.get(number, "")
+    begin = begin if line[:begin].isascii() else len(line.encode()[:begin].decode(errors="ignore"))
+    end = frame.end_colno if frame.end_lineno == number and frame.end_colno else len(line)
+    out = [f"{_place(frame.filename)}, line {number}:"]
+    for n, text in source.items():
+        if text or n == number:
+            out.append(f"{'->' if n == number else '  '} {n:4d} {text}")
+        if n == number:
+            out.append(" " * (8 + begin) + "^" * max(1, min(end, len(line)) - begin))
+    return [*out, ""]
+
+
+def _place(file: str) -> str:
+    """A file's path; for the source of a cell its number."""
+    running = sys.modules.get("IPython")
+    shell = running.get_ipython() if running is not None else None
+    name = shell.compile.format_code_name(file) if shell is not None else None
+    return " ".join(name) if name else file

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-from mpklab import env, models
+from mpklab import models
 from mpklab.dims import Extent
 from mpklab.errors import MpkError, ScheduleError, suggest
 from mpklab.graph import Graph
 from mpklab.machine import Machine
 from mpklab.models import Model
+from mpklab.progress import Progress, Report
 from mpklab.run import Kernel, build
 from mpklab.schedule import MODES, POLICIES, POOLS, assign
 from mpklab.tasks import Plan, lower
 from mpklab.verifier import verify
-
-Report = Callable[[str, float, str], None]
-
-
-def print_stage(stage: str, seconds: float, value: str) -> None:
-    """One line per finished stage on standard error."""
-    print(f"{stage:>9}  {seconds:7.3f} s  {value}", file=sys.stderr, flush=True)
 
 
 def compile(
@@ -49,22 +40,14 @@ def compile(
     """A name, a Model or a Graph to a running kernel: load, graph, lower, assign, verify, build.
 
     `mode`, `policy` and what `handout` holds besides (dynamic, pool, early_push, pop_ahead, priority) go to `assign`.
-    `report(stage, seconds, value)` is told of every finished stage; by default each prints a line on standard error
-    (MPKLAB_PROGRESS=0 silences it). `workers` overrides the machine's. batch (default 1), context (1024, or what the
+    `report(stage, seconds, value)` is told of every finished stage; by default the stages show themselves while they
+    work (MPKLAB_PROGRESS=0 silences them). `workers` overrides the machine's. batch (default 1), context (1024, or what the
     model allows) and layers (all) shape the decode graph, dtype (bfloat16) is what weights are loaded in; what the
     given Model or Graph has decided already cannot be asked for again.
     """
     if unknown:
         known = list(compile.__annotations__)[1:-2]
         raise MpkError(f"compile takes no {sorted(unknown)[0]!r}: {suggest(sorted(unknown)[0], known)}")
-    tell = report or (print_stage if env.show_progress() else lambda *_: None)
-
-    @contextmanager
-    def stage(name: str) -> Iterator[list[Any]]:
-        begin, value = time.perf_counter(), []  # type: ignore[var-annotated]
-        yield value
-        tell(name, time.perf_counter() - begin, str(value[0]).splitlines()[0])
-
     asked = {"batch": batch, "context": context, "layers": layers, "dtype": dtype}
     choices = {name: value for name, value in asked.items() if value is not None}
     shape: dict[str, Any] = {name: value for name, value in choices.items() if name != "dtype"}
@@ -78,29 +61,30 @@ def compile(
     if isinstance(policy, str) and policy not in policies:
         raise ScheduleError(f"unknown policy {policy!r}: {suggest(policy, policies)}")
     chosen = machine or Machine.detect()
-    model = None
-    if isinstance(what, Graph):
-        graph = what
-    else:
-        if isinstance(what, Model):
-            model = what
+    with Progress(report) as shown:
+        model = None
+        if isinstance(what, Graph):
+            graph = what
         else:
-            with stage("model") as out:
-                model = models.load(what, dtype=dtype or "bfloat16")
-                out.append(repr(model))
-        with stage("graph") as out:
-            graph = model.decode_graph(**{"context": min(1024, model.config.max_position), **shape})
-            out.append(graph)
-    with stage("tasks") as out:
-        tasks = lower(graph, chosen, plan, tiles=tiles, passes=passes)
-        out.append(tasks)
-    with stage("schedule") as out:
-        schedule = assign(tasks, mode=mode, policy=policy, workers=workers, **(handout or {}))
-        out.append(schedule)
-    with stage("verify") as out:
-        schedule = verify(schedule)
-        out.append(f"{len(tasks.edges)} edge sets hold for {len(tasks)} tasks on {schedule.workers} workers")
-    with stage("build") as out:
-        kernel = build(schedule, compiler=compiler, weights=model)
-        out.append(kernel)
+            if isinstance(what, Model):
+                model = what
+            else:
+                with shown.stage("model") as now:
+                    model = models.load(what, dtype=dtype or "bfloat16")
+                    now.say(repr(model))
+            with shown.stage("graph") as now:
+                graph = model.decode_graph(**{"context": min(1024, model.config.max_position), **shape})
+                now.say(graph)
+        with shown.stage("tasks") as now:
+            tasks = lower(graph, chosen, plan, tiles=tiles, passes=passes)
+            now.say(tasks)
+        with shown.stage("schedule") as now:
+            schedule = assign(tasks, mode=mode, policy=policy, workers=workers, **(handout or {}))
+            now.say(schedule)
+        with shown.stage("verify") as now:
+            schedule = verify(schedule)
+            now.say(f"{len(tasks.edges)} edge sets hold for {len(tasks)} tasks on {schedule.workers} workers")
+        with shown.stage("build") as now:
+            kernel = build(schedule, compiler=compiler, weights=model)
+            now.say(kernel)
     return kernel

@@ -20,6 +20,7 @@ import torch
 
 from mpklab import builder, env
 from mpklab.codegen import Source, emit
+from mpklab.diagnosis import first_error
 from mpklab.errors import BuildError, EnvError
 from mpklab.graph import Graph, GraphBuilder
 from mpklab.machine import Machine
@@ -285,8 +286,8 @@ def test_the_first_error_is_found() -> None:
     log = "\n".join(
         ["command", "note: a", "note: b", "x.hpp:3:1: error: first", "   3 | bad", "     | ^", "error: second"]
     )
-    assert builder.first_error(log).splitlines()[:4] == ["command", "note: a", "note: b", "x.hpp:3:1: error: first"]
-    assert builder.first_error("collect2: ld returned 1 exit status\n") == "collect2: ld returned 1 exit status"
+    assert first_error(log).splitlines()[:4] == ["command", "note: a", "note: b", "x.hpp:3:1: error: first"]
+    assert first_error("collect2: ld returned 1 exit status\n") == "collect2: ld returned 1 exit status"
 
 
 @pytest.fixture(params=[errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mpklab"
 
 # Left imports nothing from its right. A folder counts as one stage.
 STAGES = """
-    errors presented env console stamp dims abi device machine ops graph passes models layers tracer tasks schedule
+    errors presented env console progress diagnosis stamp dims abi device machine ops graph passes models layers tracer tasks schedule
     verifier reference codegen builder profile recipe simulator run frames calibration timing analysis
     imports exports citing study plots widgets pipeline cards present
 """.split()
