@@ -25,7 +25,7 @@ _HOME = {
     "cite": "citing",
     "Studio": "widgets.studio", "graph_view": "widgets.operator_graph", "task_dag": "widgets.task_dag",
     "timeline": "widgets.timeline",
-    "Generation": "run", "Kernel": "run", "Result": "run", "Session": "run", "build": "run",
+    "Generation": "run", "Kernel": "run", "profiling": "run.profiling", "Result": "run", "Session": "run", "build": "run",
     "ratio": "timing", "time": "timing", "Study": "study", "rerun": "study",
     "compile": "pipeline",
     "MpkError": "errors", "BuildError": "errors", "DeadlockError": "errors", "EnvError": "errors", "GraphError": "errors",
