@@ -29,17 +29,23 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A named tensor. A weight with `parts` is those weights' rows one after another, wherever each of them lies."""
+    """A named tensor. A weight with `parts` is those weights' rows one after another, wherever each of them lies; with
+    `groups` > 1 their rows are dealt out: the first share of each part, then the second of each, and so on.
+
+    `order` are the axes as they are stored, outermost first; empty: as they stand.
+    """
 
     name: str
     shape: tuple[Extent, ...]
     dtype: str
     role: str
     parts: tuple[str, ...] = ()
+    groups: int = 1
+    order: tuple[int, ...] = ()
 
     @property
     def type(self) -> TensorType:
-        return TensorType(self.shape, self.dtype)
+        return TensorType(self.shape, self.dtype, self.order)
 
     @property
     def bytes(self) -> int:
@@ -151,7 +157,8 @@ class Graph(Presented):
         lines = [f"graph {self.name}" + "".join(f" {d}≤{d.max}" for d in self.dims)]
         for t in self.tensors.values():
             if t.role in ("input", "state") or t.parts:
-                parts = f" = concat({', '.join(t.parts)})" if t.parts else ""
+                how = f"; {t.groups} groups" if t.groups > 1 else ""
+                parts = f" = concat({', '.join(t.parts)}{how})" if t.parts else ""
                 lines.append(f"  {t.role} {t}{parts}")
         for o in self.operators:
             rules = REGISTRY.ops[o.op]
@@ -184,6 +191,8 @@ class Graph(Presented):
                     "dtype": t.dtype,
                     "role": t.role,
                     "parts": list(t.parts),
+                    **({"groups": t.groups} if t.groups > 1 else {}),
+                    **({"order": list(t.order)} if t.order else {}),
                 }
                 for t in self.tensors.values()
             ],
@@ -208,6 +217,8 @@ class Graph(Presented):
                     t["dtype"],
                     t["role"],
                     tuple(t["parts"]),
+                    t.get("groups", 1),
+                    tuple(t.get("order", ())),
                 )
                 for t in data["tensors"]
             }
@@ -265,6 +276,11 @@ def _check(graph: Graph) -> None:
         for part in t.parts:
             if part not in graph.tensors:
                 raise GraphError(f"{t.name}: its part {part!r} is not a tensor of the graph")
+            height = upper(graph.tensors[part].shape[0])
+            if t.groups < 1 or height % t.groups:
+                raise GraphError(f"{t.name}: the {height} rows of {part!r} cannot be dealt out in {t.groups} groups")
+        if t.order and sorted(t.order) != list(range(len(t.shape))):
+            raise GraphError(f"{t.name}: order {t.order} must name each of its {len(t.shape)} axes once")
     for o in graph.operators:
         if o.name in names:
             raise GraphError(f"two operators are called {o.name!r}; every operator needs its own name")
@@ -279,8 +295,15 @@ def _check(graph: Graph) -> None:
             if v not in graph.tensors:
                 raise GraphError(f"{o.name} ({o.op}): {k} names the tensor {v!r}, which the graph does not have")
         for p in rules.operands:
-            if p.name not in o.operands and not p.optional:
-                raise GraphError(f"{o.name} ({o.op}): operand {p.name!r} is missing")
+            if p.name not in o.operands:
+                if not p.optional:
+                    raise GraphError(f"{o.name} ({o.op}): operand {p.name!r} is missing")
+                continue
+            order = graph.tensors[o.operands[p.name]].order
+            if order and order not in p.orders:
+                raise GraphError(
+                    f"{o.name} ({o.op}): {p.name} cannot be read with its axes stored in the order {order}"
+                )
         for k in o.attrs:
             if k not in rules.attrs:
                 raise GraphError(f"{o.name} ({o.op}) has no attribute {k!r}: {suggest(k, rules.attrs)}")
@@ -317,9 +340,18 @@ class GraphBuilder:
         self._tensors: dict[str, Tensor] = {}
         self._operators: list[Operator] = []
 
-    def tensor(self, name: str, shape: tuple[Extent, ...], dtype: str, role: str) -> Tensor:
+    def tensor(
+        self,
+        name: str,
+        shape: tuple[Extent, ...],
+        dtype: str,
+        role: str,
+        parts: tuple[str, ...] = (),
+        groups: int = 1,
+        order: tuple[int, ...] = (),
+    ) -> Tensor:
         """Declare a tensor; the same declaration twice is the same tensor."""
-        t = Tensor(name, tuple(shape), dtype, role)
+        t = Tensor(name, tuple(shape), dtype, role, parts, groups, order)
         if self._tensors.setdefault(name, t) != t:
             raise GraphError(
                 f"tensor {name!r} exists as {self._tensors[name]} ({self._tensors[name].role}), not {t} ({role})"

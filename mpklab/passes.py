@@ -141,6 +141,7 @@ def fuse_norm(graph: Graph) -> Graph:
 @_pass
 def fuse_silu_mul(graph: Graph) -> Graph:
     """silu_mul becomes the epilogue of a merged gate_up linear: a tile owns the same rows of both halves."""
+    tensors = dict(graph.tensors)
     edits: dict[str, Operator] = {}
     gone: set[str] = set()
     for op in graph.operators:
@@ -153,16 +154,23 @@ def fuse_silu_mul(graph: Graph) -> Graph:
             continue
         if not _free_between(graph, source, op, write=op.operands["out"]):
             continue
-        width = upper(graph.tensors[source.operands["weight"]].shape[0]) // 2
-        if (op.attrs["gate_offset"], op.attrs["up_offset"], op.attrs["width"]) != (0, width, width):
+        weight = tensors[source.operands["weight"]]
+        width, groups = upper(weight.shape[0]) // 2, op.attrs.get("groups", 1)
+        if (op.attrs["gate_offset"], op.attrs["up_offset"], op.attrs["width"]) != (0, width // groups, width):
             continue
+        if groups > 1:  # rows that only the addresses deal out can be taken in the parts' own order instead
+            heights = {upper(tensors[p].shape[0]) for p in weight.parts}
+            if weight.groups != groups or len(weight.parts) != 2 or len(heights) != 1 or "bias" in source.operands:
+                continue
+            weight = replace(weight, name=f"{weight.name}.in_order", groups=1)
+            tensors[weight.name] = weight
         edits[source.name] = replace(
             source,
-            operands={**source.operands, "out": op.operands["out"]},
+            operands={**source.operands, "weight": weight.name, "out": op.operands["out"]},
             attrs={**source.attrs, "epilogue": "silu_mul"},
         )
         gone.add(op.name)
-    return graph.rewritten(graph.tensors, [edits.get(o.name, o) for o in graph.operators if o.name not in gone])
+    return graph.rewritten(tensors, [edits.get(o.name, o) for o in graph.operators if o.name not in gone])
 
 
 @_pass

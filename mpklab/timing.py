@@ -16,6 +16,7 @@ import torch
 from mpklab.errors import RunError, suggest
 from mpklab.graph import Graph, Tensor
 from mpklab.profile import Window
+from mpklab.reference.functions import dealt
 from mpklab.run import Kernel, Outcome, Session
 from mpklab.run.session import TORCH_DTYPES
 
@@ -98,7 +99,7 @@ class Prepared:
 
     def _value(self, graph: Graph, t: Tensor) -> torch.Tensor:
         if t.parts:
-            return torch.cat([self._value(graph, graph.tensors[p]) for p in t.parts])
+            return torch.cat(dealt([self._value(graph, graph.tensors[p]) for p in t.parts], t.groups))
         return random_value(t, self.seed, self.session.device)
 
     def _start_decode(self, graph: Graph) -> None:

@@ -125,19 +125,23 @@ def rms_norm(g: torch.Generator, dtype: torch.dtype, hidden: int, rows: int, liv
     )
 
 
-def silu_mul(g: torch.Generator, dtype: torch.dtype, columns: int, rows: int, live: int) -> Case:
-    stride, gate_at, up_at = 2 * columns + 5, 2, columns + 4
+def silu_mul(g: torch.Generator, dtype: torch.dtype, columns: int, rows: int, live: int, groups: int = 1) -> Case:
+    run = columns // groups
+    stride, gate_at, up_at = 2 * columns + 5, 2, run + 4
     x = random(g, dtype, rows, stride) * 3
-    gate, up = x[:, gate_at : gate_at + columns].double(), x[:, up_at : up_at + columns].double()
+    column = torch.arange(columns) + torch.arange(columns) // run * run if groups > 1 else torch.arange(columns)
+    gate, up = x[:, gate_at + column].double(), x[:, up_at + column].double()
 
     def reads(tile: tuple[int, ...]) -> dict[int, Mask]:
-        a = box((rows, stride), (0, live), (gate_at + tile[0], gate_at + tile[1]))
-        return {0: a | box((rows, stride), (0, live), (up_at + tile[0], up_at + tile[1]))}
+        mask = torch.zeros(rows, stride, dtype=torch.bool)
+        for at in (gate_at, up_at):
+            mask[:live, at + column[tile[0] : tile[1]]] = True
+        return {0: mask}
 
     return Case(
-        f"silu_mul-{columns}-{live}of{rows}",
+        f"silu_mul-{columns}-{live}of{rows}{f'-groups{groups}' if groups > 1 else ''}",
         f"SiluMul<{NAMES[dtype]}, {columns}, {gate_at}, {up_at}, {stride}, {stride}, {rows}, "
-        f"{-1 if live == rows else 0}>",
+        f"{-1 if live == rows else 0}, {groups}>",
         {0: x},
         {2: torch.nn.functional.silu(gate) * up},
         {2: dtype},
@@ -374,7 +378,10 @@ def attention(
     qk_norm: bool = False,
     partial_dtype: torch.dtype | None = None,
     live: int | None = None,
+    grouped: bool = False,
+    rows_first: bool = False,
 ) -> Case:
+    """`grouped`: the columns of a KV head's q, k and v lie together. `rows_first`: caches [batch, context, heads, size]."""
     partial_dtype = partial_dtype or dtype
     rows, group = len(positions), q_heads // kv_heads
     live = rows if live is None else live
@@ -408,6 +415,18 @@ def attention(
                 else:
                     result[b, h, s] = part
 
+    column = torch.arange(stride)
+    if grouped:
+        q, k, v = (offset + torch.arange(n).view(kv_heads, -1) for offset, n in zip(
+            offsets, (q_heads * size, kv_heads * size, kv_heads * size), strict=True
+        ))  # fmt: skip
+        column = torch.cat([torch.zeros(2, dtype=torch.long), torch.cat([q, k, v], 1).flatten()])
+    every = (group + 2) * size if grouped else 0
+    at = (2, 2 + group * size, 2 + (group + 1) * size) if grouped else offsets
+
+    def stored(x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2).contiguous() if rows_first else x
+
     def heads(kv: int) -> tuple[int, int]:
         return kv * group, (kv + 1) * group
 
@@ -423,7 +442,7 @@ def attention(
                 masks[10] = box(tuple(stats.shape), b, heads(kv), split)
             if split == splits - 1:
                 masks[6] = box(tuple(after[0].shape), b, kv, positions[b])
-        masks[7] = masks[6]
+        masks[6] = masks[7] = stored(masks[6])
         return masks
 
     def reads(tile: tuple[int, ...]) -> dict[int, Mask]:
@@ -440,21 +459,21 @@ def attention(
                 end -= 1
             cache = box(tuple(after[0].shape), b, kv, (begin, end))
             table = box(tuple(rope.shape), positions[b])
-        return {0: x, 5: table, 6: cache, 7: cache}
+        return {0: x[:, column], 5: table, 6: stored(cache), 7: stored(cache)}
 
     return Case(
         f"attention-{q_heads}of{kv_heads}x{size}-at{max(positions)}-splits{splits}{'-norm' if qk_norm else ''}"
-        f"-{partial_dtype}",
-        f"Attention<{NAMES[dtype]}, {q_heads}, {kv_heads}, {size}, {context}, {splits}, {offsets[0]}, {offsets[1]}, "
-        f"{offsets[2]}, {stride}, {stride}, {stride}, {int(qk_norm)}, {EPS_BITS}, {NAMES[partial_dtype]}, {rows}, "
-        f"{-1 if live == rows else 0}>",
-        {0: qkv, 3: norms[0], 4: norms[1], 5: rope, 8: torch.tensor(positions, dtype=torch.int32)},
-        {9: result, 6: after[0], 7: after[1], **({10: stats} if splits > 1 else {})},
+        f"-{partial_dtype}{'-grouped' if grouped else ''}{'-rows_first' if rows_first else ''}",
+        f"Attention<{NAMES[dtype]}, {q_heads}, {kv_heads}, {size}, {context}, {splits}, {at[0]}, {at[1]}, "
+        f"{at[2]}, {len(column)}, {len(column)}, {len(column)}, {int(qk_norm)}, {EPS_BITS}, {NAMES[partial_dtype]}, {rows}, "
+        f"{-1 if live == rows else 0}, {every}, {str(rows_first).lower()}>",
+        {0: qkv[:, column], 3: norms[0], 4: norms[1], 5: rope, 8: torch.tensor(positions, dtype=torch.int32)},
+        {9: result, 6: stored(after[0]), 7: stored(after[1]), **({10: stats} if splits > 1 else {})},
         {9: dtype if splits == 1 else partial_dtype, 6: dtype, 7: dtype, 10: torch.float32},
         [(b, kv, s) for b in range(rows) for kv in range(kv_heads) for s in range(splits)],
         writes,
         reads,
-        state={6: caches[0], 7: caches[1]},
+        state={6: stored(caches[0]), 7: stored(caches[1])},
         dims=(live,),
         scale=4.0,
         aliases={1: 0, 2: 0},
@@ -470,6 +489,7 @@ def cases(dtype: torch.dtype) -> list[Case]:
         rms_norm(g, dtype, 77, 3, 2),
         rms_norm(g, dtype, 576, 1, 1),
         silu_mul(g, dtype, 83, 2, 1),
+        silu_mul(g, dtype, 84, 2, 1, groups=4),
         add(g, dtype, 51, 3, 3),
         argmax_partial(g, dtype, 203, 2, 2, nan=False),
         argmax_partial(g, dtype, 91, 5, 4, nan=True),
@@ -481,6 +501,8 @@ def cases(dtype: torch.dtype) -> list[Case]:
         attention(g, dtype, 4, 2, 12, 40, [0, 39, 17], splits=3, partial_dtype=f32),
         attention(g, dtype, 4, 4, 32, 300, [299, 130], splits=2, qk_norm=True, partial_dtype=bf16),
         attention(g, dtype, 2, 1, 80, 70, [1, 64, 3], splits=4, qk_norm=True, live=2),
+        attention(g, dtype, 6, 2, 16, 90, [70, 3], splits=2, qk_norm=True, grouped=True, rows_first=True),
+        attention(g, dtype, 9, 3, 64, 300, [299], grouped=True),
         linear(g, dtype, 50, 576),
         linear(g, dtype, 37, 75, bias=True, out=f32),
         linear(g, dtype, 48, 64, norm=True, segments=[17, 30, 1]),

@@ -11,7 +11,8 @@ from mpklab.ops.base import (
 
 @register
 class Advance(Op):
-    """token, position and done are state; a sequence is done at an `eos` token or when position + 1 reaches `limit`."""
+    """token, position and done are state; a sequence is done at an `eos` token or when position + 1 reaches `limit`.
+    `generated` may be int64."""
 
     name = "advance"
     step = True
@@ -32,7 +33,9 @@ class Advance(Op):
         for name in ("next_token", "limit", "token", "position", "done"):
             expect_shape(node, name, batch, "int32")
         expect(node.attrs["context"] > 0, node, "context must be positive")
-        return {"generated": TensorType((batch[0], node.attrs["context"]), "int32")}
+        given = node.types.get("generated")
+        dtype = "int64" if given is not None and given.dtype == "int64" else "int32"
+        return {"generated": TensorType((batch[0], node.attrs["context"]), dtype)}
 
     def tile_extent(self, node: Node) -> int:
         return 1
@@ -49,7 +52,10 @@ class Advance(Op):
 
     def variant(self, node: Node, tiling: Tiling) -> Variant:
         (eos,) = node.types["eos"].sizes
-        return Variant("advance", f"mpk::ops::Advance<{eos}, {node.attrs['context']}, {rows_arguments(node, 'token')}>")
+        wide = ", long long" if node.types["generated"].dtype == "int64" else ""
+        return Variant(
+            "advance", f"mpk::ops::Advance<{eos}, {node.attrs['context']}, {rows_arguments(node, 'token')}{wide}>"
+        )
 
     def block_graph(self, node: Node) -> tuple[Stage, ...]:
         return (

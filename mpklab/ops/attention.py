@@ -10,10 +10,14 @@ from mpklab.ops.base import (
 )  # fmt: skip
 
 
+ROWS_FIRST = (0, 2, 1, 3)  # a cache stored as [batch, context, kv_heads, head_dim]
+
+
 @register
 class Attention(Op):
-    """q, k and v may be columns of one tensor: `q_offset`… say where. The split that owns the position appends to the
-    caches in place. With `splits` > 1 the output is a partial [B, heads, splits, D] with its `stats`."""
+    """q, k and v may be columns of one tensor: `q_offset`… say where; with a `group_stride`, those of each KV head begin
+    so many columns after the last one's. The split that owns the position appends to the caches in place. With
+    `splits` > 1 the output is a partial [B, heads, splits, D] with its `stats`."""
 
     name = "attention"
     operands = (
@@ -23,15 +27,22 @@ class Attention(Op):
         Operand("q_norm", optional=True),
         Operand("k_norm", optional=True),
         Operand("rope"),
-        Operand("k_cache", "rw", streamed=True),
-        Operand("v_cache", "rw", streamed=True),
+        Operand("k_cache", "rw", streamed=True, orders=(ROWS_FIRST,)),
+        Operand("v_cache", "rw", streamed=True, orders=(ROWS_FIRST,)),
         Operand("position"),
         Operand("out", "w"),
         Operand("stats", "w", optional=True),
     )
     attrs = {
-        "heads": 0, "q_offset": 0, "k_offset": 0, "v_offset": 0, "eps": 1e-6, "splits": 1, "partial_dtype": "float32",
+        "heads": 0, "q_offset": 0, "k_offset": 0, "v_offset": 0, "group_stride": 0, "eps": 1e-6, "splits": 1,
+        "partial_dtype": "float32",
     }  # fmt: skip
+
+    def _columns(self, node: Node, name: str) -> tuple[int, int, int]:
+        """Of q, k or v: the first column, how many belong to a KV head, and how far it is to the next one's."""
+        _, kv, _, d = node.types["k_cache"].sizes
+        width = d * (node.attrs["heads"] // kv if name == "q" else 1)
+        return node.attrs[f"{name}_offset"], width, node.attrs.get("group_stride") or width
 
     def infer(self, node: Node) -> dict[str, TensorType]:
         k_cache = node.types["k_cache"]
@@ -44,15 +55,21 @@ class Attention(Op):
             heads > 0 and heads % kv == 0, node, f"heads ({heads}) must be a multiple of the cache's kv heads ({kv})"
         )
         expect_shape(node, "v_cache", k_cache.shape, k_cache.dtype)
+        expect(node.types["v_cache"].order == k_cache.order, node, "both caches must be stored in one order")
         expect_shape(node, "position", (batch,), "int32")
         expect_shape(node, "rope", (context, d), "float32")
-        for name, count in (("q", heads), ("k", kv), ("v", kv)):
+        for name in "qkv":
             found = node.types[name]
-            end = node.attrs[f"{name}_offset"] + count * k_cache.sizes[3]
+            offset, width, step = self._columns(node, name)
             expect(
-                len(found.shape) == 2 and found.shape[0] == batch and found.sizes[1] >= end,
+                step >= width, node, f"group_stride ({step}) must be at least the {width} columns of a KV head's {name}"
+            )
+            expect(
+                len(found.shape) == 2
+                and found.shape[0] == batch
+                and found.sizes[1] >= offset + (kv - 1) * step + width,
                 node,
-                f"{name} needs {count} heads of {d} columns from {node.attrs[f'{name}_offset']}",
+                f"{name} needs {heads if name == 'q' else kv} heads of {d} columns from {offset}",
             )
             expect(found.dtype == k_cache.dtype, node, f"{name} and the caches must have one dtype")
         expect(("q_norm" in node.types) == ("k_norm" in node.types), node, "q_norm and k_norm go together")
@@ -79,14 +96,12 @@ class Attention(Op):
         b, h, s = (a.ravel() for a in np.meshgrid(np.arange(batch), np.arange(kv), np.arange(splits), indexing="ij"))
         n = len(b)
 
-        def columns(name: str, per_head: int) -> Range:
-            offset = node.attrs[f"{name}_offset"]
-            return span(offset + h * per_head * d, offset + (h + 1) * per_head * d)
+        def columns(name: str) -> Range:
+            offset, width, step = self._columns(node, name)
+            return span(offset + h * step, offset + h * step + width)
 
         reads = [
-            Box("q", (at(b), columns("q", group))),
-            Box("k", (at(b), columns("k", 1))),
-            Box("v", (at(b), columns("v", 1))),
+            *(Box(name, (at(b), columns(name))) for name in "qkv"),
             *(all_of(name, node) for name in ("q_norm", "k_norm") if name in node.types),
             Box("rope", (at_position(), whole(d))),
             Box("position", (at(b),)),
@@ -117,10 +132,12 @@ class Attention(Op):
         offsets = ", ".join(str(a[f"{x}_offset"]) for x in "qkv")
         strides = ", ".join(str(node.types[x].sizes[1]) for x in "qkv")
         partial = C_TYPE[a["partial_dtype"] if a["splits"] > 1 else k_cache.dtype]
+        every, rows_first = a.get("group_stride", 0), k_cache.order == ROWS_FIRST
+        layout = f", {every}, {'true' if rows_first else 'false'}" if every or rows_first else ""
         return Variant(
             "attention",
             f"mpk::ops::Attention<{C_TYPE[k_cache.dtype]}, {a['heads']}, {kv}, {d}, {context}, {a['splits']}, {offsets}, "
-            f"{strides}, {int('q_norm' in node.types)}, {float_bits(a['eps'])}, {partial}, {rows_arguments(node, 'k_cache')}>",
+            f"{strides}, {int('q_norm' in node.types)}, {float_bits(a['eps'])}, {partial}, {rows_arguments(node, 'k_cache')}{layout}>",
         )
 
     def block_graph(self, node: Node) -> tuple[Stage, ...]:

@@ -21,10 +21,12 @@ FLOATS = ("float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """A shape (ints and expressions over dims) and a dtype name."""
+    """A shape (ints and expressions over dims), a dtype name, and the order in which the axes are stored (as they stand
+    unless said)."""
 
     shape: tuple[Extent, ...]
     dtype: str
+    order: tuple[int, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -44,13 +46,14 @@ class Operand:
     """One named argument of an operator, in slot order.
 
     `access` is "r", "w" or "rw". A *streamed* operand goes through a worker's ring of pages, so it may be loaded
-    before the task's events happen.
+    before the task's events happen. `orders` are the ways to store its axes that the operator reads, beside the usual.
     """
 
     name: str
     access: str = "r"
     optional: bool = False
     streamed: bool = False
+    orders: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from mpklab.abi import Handoff
 from mpklab.errors import RunError, suggest
-from mpklab.reference.functions import FUNCTIONS
+from mpklab.reference.functions import FUNCTIONS, dealt
 from mpklab.schedule import ITERATION, Drain, Schedule
 
 TORCH_DTYPES = {
@@ -242,7 +242,7 @@ def _tensors(schedule: Schedule, inputs: Mapping[str, torch.Tensor], device: str
             if x.role == "state":
                 t[name] = t[name].clone()
         elif x.parts and all(p in inputs for p in x.parts):
-            t[name] = torch.cat([inputs[p].to(device) for p in x.parts])
+            t[name] = torch.cat(dealt([inputs[p].to(device) for p in x.parts], x.groups))
         elif x.role in ("input", "weight"):
             if name in used:
                 raise RunError(f"no value for the {x.role} {x}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -38,6 +38,11 @@ def merged(partial: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
     weight = torch.exp(stats[..., 0] - top) * stats[..., 1]
     total = (weight.unsqueeze(-1) * partial.float()).sum(-2)
     return total / weight.sum(-1, keepdim=True)
+
+
+def dealt(parts: Sequence[torch.Tensor], groups: int) -> list[torch.Tensor]:
+    """The rows of a weight made of parts, in its order: the first share of each part, then the second of each …"""
+    return [share for shares in zip(*(p.chunk(groups) for p in parts), strict=True) for share in shares]
 
 
 def first_largest(x: torch.Tensor) -> torch.Tensor:
@@ -92,7 +97,7 @@ def attention(node: Node, t: Tensors, tile: list[int]) -> None:
     rope = t["rope"][p]
 
     def heads(name: str, count: int, norm: str) -> torch.Tensor:
-        begin = a[f"{name}_offset"] + h * count * d
+        begin = a[f"{name}_offset"] + h * (a.get("group_stride") or count * d)
         x = t[name][b, begin : begin + count * d].float().view(count, d)
         return normalise(x, t[norm], a["eps"]) if norm in t else x
 
@@ -129,8 +134,11 @@ def attention_merge(node: Node, t: Tensors, tile: list[int]) -> None:
 @_operator
 def silu_mul(node: Node, t: Tensors, tile: list[int]) -> None:
     lo, hi = tile[0], tile[1]
-    gate = t["gate"][:, node.attrs["gate_offset"] + lo : node.attrs["gate_offset"] + hi].float()
-    up = t["up"][:, node.attrs["up_offset"] + lo : node.attrs["up_offset"] + hi].float()
+    column = torch.arange(lo, hi, device=t["out"].device)
+    run = t["out"].shape[1] // node.attrs.get("groups", 1)
+    column = column + column // run * run  # past the runs of the other kind; with one group there are none
+    gate = t["gate"][:, node.attrs["gate_offset"] + column].float()
+    up = t["up"][:, node.attrs["up_offset"] + column].float()
     t["out"][:, lo:hi] = (torch.nn.functional.silu(gate) * up).to(t["out"].dtype)
 
 

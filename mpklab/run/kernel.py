@@ -34,7 +34,6 @@ from mpklab.run.session import Memory, Outcome, Session
 from mpklab.schedule import Schedule
 from mpklab.verifier import verify
 
-
 SHORT_RUN_S = 0.5  # what takes less shows no progress
 
 

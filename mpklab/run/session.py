@@ -15,7 +15,7 @@ from mpklab.codegen import Tables, device_settings
 from mpklab.errors import DeadlockError, RunError, suggest
 from mpklab.graph import Tensor
 from mpklab.profile import Profile, Window
-from mpklab.run.profiling import keep, window_of
+from mpklab.reference.functions import dealt
 from mpklab.tasks import dim_values
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class Outcome:
 
 @dataclass
 class Session:
-    """Tensors by name on the kernel's device. Weights are the model's own memory, the rest is allocated here."""
+    """Tensors by name on the kernel's device. Weights are the model's own memory, the rest is allocated here, except what
+    `tensors` holds from the start: that is read and written where it lies."""
 
     kernel: Kernel
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -88,24 +89,30 @@ class Session:
         self.device = "cuda" if self.kernel.backend == "cuda" else "cpu"
         self._segments: dict[str, Memory] = {}
         self._tables = self.kernel.device_tables()
+        for name in self.tensors:
+            if name not in graph.tensors:
+                raise RunError(f"the kernel has no tensor {name!r}: {suggest(name, graph.tensors)}")
         for t in graph.tensors.values():
-            if t.role == "weight":
+            if t.name in self.tensors:
+                self._check_place(t, self.tensors[t.name])
+            elif t.role == "weight":
                 self._bind_weight(t)
             elif t.role != "input":
-                self.tensors[t.name] = torch.zeros(t.type.sizes, dtype=TORCH_DTYPES[t.dtype], device=self.device)
+                self.tensors[t.name] = _stored(t, torch.zeros, device=self.device)
 
     # --- tensors ---
 
     def _bind_weight(self, t: Tensor) -> None:
         weights = self.kernel.weights
         if t.parts:
-            view = weights.view(t.parts) if hasattr(weights, "view") else None
+            view = weights.view(t.parts) if hasattr(weights, "view") and t.groups == 1 else None
             if view is not None:
                 self.tensors[t.name] = self._checked(t, view)
                 return
             pieces = [self._weight(p) for p in t.parts]
             if pieces and all(p is not None for p in pieces):
-                self._segments[t.name] = Memory(_segments([p for p in pieces if p is not None]), self.device)
+                shares = dealt([p for p in pieces if p is not None], t.groups)
+                self._segments[t.name] = Memory(_segments(shares), self.device)
                 self.tensors[t.name] = pieces[0]
             return
         found = self._weight(t.name)
@@ -136,7 +143,16 @@ class Session:
             raise RunError(
                 f"{t.name} is on {value.device}, the kernel runs on {self.device}: move it with .to({self.device!r})"
             )
+        if t.order:
+            return value if _same_place(t, value) else _stored(t, torch.empty, device=self.device).copy_(value)
         return value if value.is_contiguous() else value.contiguous()
+
+    def _check_place(self, t: Tensor, value: torch.Tensor) -> None:
+        """RunError unless a run can use this memory as it is."""
+        if self._checked(t, value) is not value:
+            raise RunError(
+                f"{t.name} is used where it lies, and its strides {value.stride()} are not those the kernel uses"
+            )
 
     def bind(self, values: Mapping[str, Any]) -> None:
         """Give inputs, weights or state by name; RunError for unknown names, wrong shapes, dtypes or devices.
@@ -173,7 +189,7 @@ class Session:
         DeadlockError when a wait outlasts the limit. `drop_signals` is a test hook: that task never signals.
         """
         kernel = self.kernel
-        window = window_of(profile)
+        window = profile if isinstance(profile, Window) else Window(level=int(profile))
         if iterations < 1:
             raise RunError(f"iterations must be at least 1, not {iterations}")
         missing = [n for n, t in kernel.graph.tensors.items() if n not in self.tensors and not _only_a_part(kernel, n)]
@@ -205,7 +221,6 @@ class Session:
         profile_value = self._profile(memory, window, flight.seconds)
         if profile_value is not None:
             kernel.last_profile = profile_value
-            keep(profile_value)
         fault = host_view["fault"][0]
         if int(fault["state"]):
             raise self._deadlock(fault, limit, drop_signals, memory.counters)
@@ -313,7 +328,7 @@ class Session:
             if name in self._segments:
                 slots[i]["base"] = 0  # no single place: whoever reads must go through the segments
                 slots[i]["segments"] = self._segments[name].address
-                slots[i]["n_segments"] = len(graph.tensors[name].parts)
+                slots[i]["n_segments"] = len(graph.tensors[name].parts) * graph.tensors[name].groups
         return slots
 
     # --- afterwards ---
@@ -406,6 +421,18 @@ def _only_a_part(kernel: Kernel, name: str) -> bool:
     """Weights that appear only as parts of a merged one need no slot of their own."""
     used = {v for o in kernel.graph.operators for v in o.operands.values()}
     return name not in used
+
+
+def _stored(t: Tensor, make: Callable[..., torch.Tensor], device: str) -> torch.Tensor:
+    """A new tensor whose axes are stored in the graph's order."""
+    order = t.order or tuple(range(len(t.shape)))
+    held = make([t.type.sizes[axis] for axis in order], dtype=TORCH_DTYPES[t.dtype], device=device)
+    return held.permute([order.index(axis) for axis in range(len(order))])
+
+
+def _same_place(t: Tensor, value: torch.Tensor) -> bool:
+    """Whether a tensor's axes are stored in the graph's order, without gaps."""
+    return value.permute(t.order).is_contiguous()
 
 
 def _segments(pieces: list[torch.Tensor]) -> npt.NDArray[np.void]:

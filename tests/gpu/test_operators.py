@@ -57,6 +57,8 @@ def tuned_cases() -> list[host.Case]:
                     )
                 )
     out.append(attention(g, BF16, 4, 1, 128, 320, [200, 1, 64, 65], 8, partial_dtype=BF16, live=3))
+    out.append(attention(g, BF16, 16, 8, 128, 512, [400], qk_norm=True, grouped=True, rows_first=True))
+    out.append(attention(g, BF16, 8, 2, 64, 320, [63, 200], 8, partial_dtype=BF16, rows_first=True))
     return out
 
 

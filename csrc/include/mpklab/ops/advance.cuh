@@ -6,9 +6,9 @@
 namespace mpk::ops {
 
 // Operands: next_token i32[B], eos i32[E], limit i32[B], token i32[B], position i32[B], done i32[B], generated
-// i32[B,C]. The last four are written. limit counts the prompt: no token is generated at or past it. One lane a
+// G[B,C]. The last four are written. limit counts the prompt: no token is generated at or past it. One lane a
 // request.
-template <int E, int C, int Rows, int Dim>
+template <int E, int C, int Rows, int Dim, class G = int>
 struct Advance {
   template <class S>
   static constexpr int scratch_bytes = 0;
@@ -26,7 +26,7 @@ struct Advance {
         int chosen = load_one(c.template data<int>(0) + b), at = load_one(c.template data<int>(4) + b) + 1;
         c.template data<int>(3)[b] = chosen;
         c.template data<int>(4)[b] = at;
-        if (at >= 0 && at < C) c.template data<int>(6)[long(b) * C + at] = chosen;
+        if (at >= 0 && at < C) c.template data<G>(6)[long(b) * C + at] = chosen;
         bool last = at + 1 >= load_one(c.template data<int>(2) + b) || at + 1 >= C;
         for (int i = 0; i < E; ++i) last |= chosen == load_one(c.template data<int>(1) + i);
         c.template data<int>(5)[b] = last;

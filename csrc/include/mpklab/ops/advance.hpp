@@ -8,8 +8,8 @@
 namespace mpk::ops {
 
 // Operands: next_token i32[B], eos i32[E], limit i32[B], token i32[B], position i32[B], done i32[B], generated
-// i32[B,C]. The last four are written. limit counts the prompt: no token is generated at or past it.
-template <int E, int C, int Rows, int Dim>
+// G[B,C]. The last four are written. limit counts the prompt: no token is generated at or past it.
+template <int E, int C, int Rows, int Dim, class G = int>
 struct Advance {
   static constexpr unsigned scratch_bytes = 0;
 
@@ -20,7 +20,7 @@ struct Advance {
     int* token = c.data<int>(3);
     int* position = c.data<int>(4);
     int* done = c.data<int>(5);
-    int* generated = c.data<int>(6);
+    G* generated = c.data<G>(6);
     int rows = c.rows(Dim, Rows), working = 0;
     for (int b = 0; b < rows; ++b) {
       if (done[b]) continue;

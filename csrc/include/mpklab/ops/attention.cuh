@@ -9,23 +9,27 @@ namespace mpk::ops {
 // 5 rope f32[C,D], 6 k_cache T[B,HKV,C,D], 7 v_cache T[B,HKV,C,D], 8 position i32[B], 9 out T[B,HQ*D] or partial
 // TP[B,HQ,SPLITS,D], 10 stats f32[B,HQ,SPLITS,2]. Tile: batch, kv_head, split. The last split holds the position: it
 // appends that row, and attends to it as it was rounded for the cache. Rows below the position come through the ring,
-// keys in the first half of a page and values in the second.
+// keys in the first half of a page and values in the second. With EVERY, the columns of one KV head's q, k and v begin
+// EVERY after the last one's. ROWS_FIRST: the caches are stored as [B,C,HKV,D].
 template <class T, int HQ, int HKV, int D, int C, int SPLITS, int QOFF, int KOFF, int VOFF, int QS, int KS, int VS,
-          int QKNORM, unsigned EPS, class TP, int Rows, int Dim>
+          int QKNORM, unsigned EPS, class TP, int Rows, int Dim, int EVERY = 0, bool ROWS_FIRST = false>
 struct Attention {
   static constexpr int group = HQ / HKV;
+  static constexpr long step = ROWS_FIRST ? HKV * D : D;  // from one row of a head's cache to the next
+  static constexpr int query_step = EVERY ? EVERY : group * D, key_step = EVERY ? EVERY : D;
+  static MPK_FN long head_at(int b, int kv) { return long(b) * HKV * C * D + kv * (ROWS_FIRST ? D : long(C) * D); }
   // Tensor cores want 16-bit rows and at most 8 heads; anything else is computed element by element.
   static constexpr bool matrix = same<T, bf16> && D % 32 == 0 && group <= 8;
   template <class S>
   static constexpr int page_rows = S::page_bytes / (4 * D) / 32 * 32;
   template <class S>
-  static constexpr bool streamed = matrix && page_rows<S> >= 32;
+  static constexpr bool streamed = matrix&& page_rows<S> >= 32;
   template <class S>
   static constexpr int score_stride = page_rows<S> + 8;  // so that the heads' scores start in different banks
 
   template <class S>
   static constexpr int scratch_bytes = streamed<S> ? (8 + 2) * D * 2 + 2 * 8 * score_stride<S> * 4 + 8 * 4
-                                                   : (group + 2) * D * 4 + group * 32 * 4 + group * D * 4;
+                                                   : (group + 2) * D * 4 + group * 32 * 4 + group* D * 4;
   template <class S>
   static constexpr bool loads = streamed<S>;
 
@@ -46,15 +50,23 @@ struct Attention {
     if (b >= c.rows(Dim, Rows)) return;
     if (!c.wait_for_operands()) return;
     Span span = span_of(c.position(8, b), c.task().tile[2]);
-    long head = (long(b) * HKV + c.task().tile[1]) * C;
-    const T *keys = c.template data<T>(6) + head * D, *values = c.template data<T>(7) + head * D;
+    long head = head_at(b, c.task().tile[1]);
+    const T *keys = c.template data<T>(6) + head, *values = c.template data<T>(7) + head;
     int end = min(span.end, span.position);
     for (int r = span.begin; r < end; r += page_rows<S>) {
-      u32 bytes = u32(min(page_rows<S>, end - r)) * D * 2;
+      u32 rows = u32(min(page_rows<S>, end - r)), bytes = rows * D * 2;
       char* page = c.begin_page(2 * bytes);
       if (!page) return;
-      c.copy(page, keys + long(r) * D, bytes, c.rows_policy);
-      c.copy(page + S::page_bytes / 2, values + long(r) * D, bytes, c.rows_policy);
+      if constexpr (step == D) {
+        c.copy(page, keys + r * step, bytes, c.rows_policy);
+        c.copy(page + S::page_bytes / 2, values + r * step, bytes, c.rows_policy);
+      } else {
+        for (u32 i = u32(c.lane()); i < rows; i += 32) {
+          c.copy_by_lane(page + i * D * 2, keys + (r + i) * step, D * 2, c.rows_policy);
+          c.copy_by_lane(page + S::page_bytes / 2 + i * D * 2, values + (r + i) * step, D * 2, c.rows_policy);
+        }
+        __syncwarp();
+      }
       c.end_page();
     }
   }
@@ -131,9 +143,9 @@ struct Attention {
     int b = c.task().tile[0], kv = c.task().tile[1], lane = c.lane();
     bool appends = span.end == span.position + 1 && span.valid;
     for (int item = c.warp(); item < group + (appends ? 2 : 0); item += S::warps) {
-      long row = ((long(b) * HKV + kv) * C + span.position) * D;
+      long row = head_at(b, kv) + span.position * step;
       if (item == group + 1) {
-        const T* from = c.template data<T>(2) + long(b) * VS + VOFF + kv * D;
+        const T* from = c.template data<T>(2) + long(b) * VS + VOFF + kv * key_step;
         for (int d = lane; d < D; d += 32) {
           T v = load_one(from + d);
           value[d] = narrow<X>(widen(v));
@@ -142,8 +154,8 @@ struct Attention {
         continue;
       }
       bool is_key = item == group;
-      const T* from = is_key ? c.template data<T>(1) + long(b) * KS + KOFF + kv * D
-                             : c.template data<T>(0) + long(b) * QS + QOFF + (kv * group + item) * D;
+      const T* from = is_key ? c.template data<T>(1) + long(b) * KS + KOFF + kv * key_step
+                             : c.template data<T>(0) + long(b) * QS + QOFF + kv * query_step + item * D;
       float low[each], high[each];
       if (group + 2 <= S::warps || item == c.warp())
         rotate(from, first, lane, low, high);
@@ -356,8 +368,7 @@ struct Attention {
       if (span.begin < span.end) make_rows(c, span, first_rotation(c, span), query, key, value);
       for (int i = c.thread(); i < group * D; i += S::threads) sums[i] = 0.0f;
       c.sync();
-      const T* keys = c.template data<T>(6) + (long(b) * HKV + kv) * C * D;
-      const T* values = c.template data<T>(7) + (long(b) * HKV + kv) * C * D;
+      const T *keys = c.template data<T>(6) + head_at(b, kv), *values = c.template data<T>(7) + head_at(b, kv);
       float most[group], total[group];
 #pragma unroll
       for (int g = 0; g < group; ++g) most[g] = -infinity(), total[g] = 0.0f;
@@ -367,7 +378,7 @@ struct Attention {
           int row = r + i / group, g = i % group;
           float s = 0.0f;
           for (int d = c.lane(); d < D; d += 32)
-            s += query[g * D + d] * (row == span.position ? key[d] : widen(load_one(keys + long(row) * D + d)));
+            s += query[g * D + d] * (row == span.position ? key[d] : widen(load_one(keys + row * step + d)));
           s = lane_sum(s);
           if (c.lane() == 0) scores[g * 32 + i / group] = s * root();
         }
@@ -390,7 +401,7 @@ struct Attention {
             if (g != i / D) continue;
             sum = sums[i] * shrink[g];
             for (int j = 0; j < rows; ++j) {
-              float v = r + j == span.position ? value[d] : widen(load_one(values + long(r + j) * D + d));
+              float v = r + j == span.position ? value[d] : widen(load_one(values + (r + j) * step + d));
               sum += ptx::exp2((scores[g * 32 + j] - most[g]) * log2e) * v;
             }
           }

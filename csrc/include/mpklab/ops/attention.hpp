@@ -11,11 +11,14 @@ namespace mpk::ops {
 // Operands: 0 q, 1 k, 2 v (rows of QS, KS, VS elements; heads from QOFF, KOFF, VOFF), 3 q_norm T[D], 4 k_norm T[D],
 // 5 rope f32[C,D], 6 k_cache T[B,HKV,C,D], 7 v_cache T[B,HKV,C,D], 8 position i32[B], 9 out T[B,HQ*D] or partial
 // TP[B,HQ,SPLITS,D], 10 stats f32[B,HQ,SPLITS,2]. Tile: batch, kv_head, split. The split that holds the position
-// appends its row first and then reads it back, so that what is attended to is what is cached.
+// appends its row first and then reads it back, so that what is attended to is what is cached. With EVERY, the columns
+// of one KV head's q, k and v begin EVERY after the last one's. ROWS_FIRST: the caches are stored as [B,C,HKV,D].
 template <class T, int HQ, int HKV, int D, int C, int SPLITS, int QOFF, int KOFF, int VOFF, int QS, int KS, int VS,
-          int QKNORM, unsigned EPS, class TP, int Rows, int Dim>
+          int QKNORM, unsigned EPS, class TP, int Rows, int Dim, int EVERY = 0, bool ROWS_FIRST = false>
 struct Attention {
   static constexpr int group = HQ / HKV;
+  static constexpr long step = ROWS_FIRST ? HKV * D : D;  // from one row of a head's cache to the next
+  static constexpr int query_step = EVERY ? EVERY : group * D, key_step = EVERY ? EVERY : D;
   static constexpr int chunks = (D + lanes - 1) / lanes;
   static constexpr int block = 64;  // cache rows between two rescalings
   static constexpr int padded = chunks * lanes;
@@ -36,20 +39,20 @@ struct Attention {
     int begin = valid ? int((position + 1) * split / SPLITS) : 0;
     int end = valid ? int((position + 1) * (split + 1) / SPLITS) : 0;
     if (begin < end) {
-      T* keys = c.data<T>(6) + ((long)b * HKV + kv) * C * D;
-      T* values = c.data<T>(7) + ((long)b * HKV + kv) * C * D;
+      long head = (long)b * HKV * C * D + kv * (ROWS_FIRST ? D : (long)C * D);
+      T *keys = c.data<T>(6) + head, *values = c.data<T>(7) + head;
       const float* rope = c.data<float>(5) + position * D;
       for (int g = 0; g < group; ++g) {
         float* q = query + g * padded;
-        rotated(c.data<T>(0) + (long)b * QS + QOFF + (kv * group + g) * D, QKNORM ? c.data<T>(3) : nullptr, rope, q);
+        rotated(c.data<T>(0) + (long)b * QS + QOFF + kv * query_step + g * D, QKNORM ? c.data<T>(3) : nullptr, rope, q);
         for (int i = 0; i < D; ++i) q[i] *= root;
       }
-      if (end == position + 1) append(c, b, kv, rope, keys + position * D, values + position * D);
+      if (end == position + 1) append(c, b, kv, rope, keys + position * step, values + position * step);
       for (int at = begin; at < end; at += block) {
         int n = end - at < block ? end - at : block;
-        score(query, keys + (long)at * D, values + (long)at * D, n, scores);
+        score(query, keys + at * step, values + at * step, n, scores);
         for (int g = 0; g < group; ++g) soften(scores + g * block, n, most[g], total[g], sums + g * padded);
-        add_values(scores, values + (long)at * D, n, sums);
+        add_values(scores, values + at * step, n, sums);
       }
     }
     for (int g = 0; g < group; ++g) {
@@ -98,8 +101,8 @@ struct Attention {
 
   static void append(const Context& c, int b, int kv, const float* rope, T* key, T* value) {
     float k[padded];
-    rotated(c.data<T>(1) + (long)b * KS + KOFF + kv * D, QKNORM ? c.data<T>(4) : nullptr, rope, k);
-    const T* v = c.data<T>(2) + (long)b * VS + VOFF + kv * D;
+    rotated(c.data<T>(1) + (long)b * KS + KOFF + kv * key_step, QKNORM ? c.data<T>(4) : nullptr, rope, k);
+    const T* v = c.data<T>(2) + (long)b * VS + VOFF + kv * key_step;
     for (int i = 0; i < D; ++i) key[i] = narrow<T>(k[i]), value[i] = v[i];
   }
 
@@ -109,10 +112,10 @@ struct Attention {
     for (int j = 0; j < n; j += lanes) {
       Floats products[group][lanes] = {};
       for (int r = 0; r < lanes && j + r < n; ++r) {
-        const T* key = keys + (long)(j + r) * D;
+        const T* key = keys + (j + r) * step;
         for (int i = 0; i < D * int(sizeof(T)); i += 64) {
-          __builtin_prefetch((const char*)(key + block * D) + i);
-          __builtin_prefetch((const char*)(values + (long)(j + r) * D) + i);
+          __builtin_prefetch((const char*)(key + block * step) + i);
+          __builtin_prefetch((const char*)(values + (j + r) * step) + i);
         }
         for (int i = 0; i < chunks; ++i) {
           Floats k = load(key + i * lanes, D - i * lanes);
@@ -146,7 +149,7 @@ struct Attention {
       Floats s[group];
       for (int g = 0; g < group; ++g) s[g] = load(sums + g * padded + i * lanes);
       for (int j = 0; j < n; ++j) {
-        Floats v = load(values + (long)j * D + i * lanes, D - i * lanes);
+        Floats v = load(values + j * step + i * lanes, D - i * lanes);
         for (int g = 0; g < group; ++g) s[g] = v * scores[g * block + j] + s[g];
       }
       for (int g = 0; g < group; ++g) store(sums + g * padded + i * lanes, s[g]);

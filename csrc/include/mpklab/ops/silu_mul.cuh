@@ -6,7 +6,8 @@
 namespace mpk::ops {
 
 // Operands: gate T[B,·], up T[B,·] (rows of GS and US elements, starting at GOFF and UOFF), out T[B,N]. Tile: columns.
-template <class T, int N, int GOFF, int UOFF, int GS, int US, int Rows, int Dim>
+// With GROUPS, gate and up alternate in runs of N / GROUPS columns.
+template <class T, int N, int GOFF, int UOFF, int GS, int US, int Rows, int Dim, int GROUPS = 1>
 struct SiluMul {
   template <class S>
   static constexpr int scratch_bytes = 0;
@@ -21,7 +22,8 @@ struct SiluMul {
       T* out = c.template data<T>(2);
       for (int i = c.thread(); i < rows * width; i += S::threads) {
         long b = i / width, n = begin + i % width;
-        float g = widen(load_one(gate + b * GS + n)), u = widen(load_one(up + b * US + n));
+        long at = GROUPS == 1 ? n : n + n / (N / GROUPS) * (N / GROUPS);  // past the runs of the other kind
+        float g = widen(load_one(gate + b * GS + at)), u = widen(load_one(up + b * US + at));
         out[b * N + n] = narrow<T>(silu(g) * u);
       }
     }
