@@ -16,6 +16,7 @@ from mpklab.errors import DeadlockError, RunError, suggest
 from mpklab.graph import Tensor
 from mpklab.profile import Profile, Window
 from mpklab.reference.functions import dealt
+from mpklab.run.profiling import keep, window_of
 from mpklab.tasks import dim_values
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class Session:
         DeadlockError when a wait outlasts the limit. `drop_signals` is a test hook: that task never signals.
         """
         kernel = self.kernel
-        window = profile if isinstance(profile, Window) else Window(level=int(profile))
+        window = window_of(profile)
         if iterations < 1:
             raise RunError(f"iterations must be at least 1, not {iterations}")
         missing = [n for n, t in kernel.graph.tensors.items() if n not in self.tensors and not _only_a_part(kernel, n)]
@@ -221,6 +222,7 @@ class Session:
         profile_value = self._profile(memory, window, flight.seconds)
         if profile_value is not None:
             kernel.last_profile = profile_value
+            keep(profile_value)
         fault = host_view["fault"][0]
         if int(fault["state"]):
             raise self._deadlock(fault, limit, drop_signals, memory.counters)
