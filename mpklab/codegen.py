@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpklab import abi
+from mpklab.device import Grid
 from mpklab.errors import BuildError
 from mpklab.ops import REGISTRY
 from mpklab.schedule import ITERATION, Schedule
@@ -52,7 +53,11 @@ class Delay:
 
 @dataclass(frozen=True)
 class Tables:
-    """Everything the device reads, packed as mpklab.abi declares. `slots` are the tensor names in slot order."""
+    """Everything the device reads, packed as mpklab.abi declares. `slots` are the tensor names in slot order.
+
+    `entries` are those of queue 0, queue 1 …, whose begins and end are in `queues`; with `grids`, a group of queues for
+    each of them.
+    """
 
     tasks: Table
     waits: Table
@@ -66,6 +71,7 @@ class Tables:
     triggered: Table
     rings: Table
     opening: int
+    grids: tuple[Grid, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -78,8 +84,10 @@ class Tables:
         return int((self.rings["mask"].astype(np.int64) + 1).sum()) if len(self.rings) else 0
 
 
-def emit(schedule: Schedule, level: int | None = None, delay: Delay | None = None) -> Source:
-    """The entry file: includes, the list of operator variants, one extern "C" entry.
+def emit(
+    schedule: Schedule, level: int | None = None, delay: Delay | None = None, *, per_operator: bool = False
+) -> Source:
+    """The entry file: includes, the list of operator variants, one extern "C" entry, or one for each variant.
 
     The CPU library holds all recording levels; a CUDA kernel is compiled for one `level`. `delay` is a test hook.
     """
@@ -90,6 +98,10 @@ def emit(schedule: Schedule, level: int | None = None, delay: Delay | None = Non
     lines = delay.lines() if delay else []
     lines += [f'#include "mpklab/{"host/worker.hpp" if backend == "cpu" else "device/worker.cuh"}"']
     lines += [f'#include "mpklab/ops/{h}.{suffix}"' for h in headers]
+    if per_operator:
+        for i, v in enumerate(tasks.variants):
+            lines += ["", f"using Operator{i} = {v.text};", *_operator_entry(schedule, i)]
+        return Source("\n".join(lines) + "\n", backend)
     lines += ["", "using Kernel = mpk::Variants<"]
     lines += [f"    {v.text}{',' if i + 1 < len(tasks.variants) else '>;'}" for i, v in enumerate(tasks.variants)]
     lines += ["", *(_host_entry() if backend == "cpu" else _device_entry(schedule, level or 0))]
@@ -106,6 +118,7 @@ def _host_entry() -> list[str]:
 
 
 # What a CUDA kernel is made with unless the plan says otherwise; FACTS of one H200 in profiles/LOG.md.
+BLOCK_BYTES = 32768  # of shared memory that a block takes beside its ring, at most
 DEVICE_SETTINGS = {"consumer_warps": 8, "page_bytes": 32768, "pages": 6, "in_flight": 2, "l2_bytes": 0}
 
 
@@ -118,21 +131,34 @@ def device_settings(settings: Any) -> dict[str, int]:
 
 
 def _device_entry(schedule: Schedule, level: int) -> list[str]:
+    holds = ", mpk::Holds::pools" if schedule.handout is not None else ""
+    return _entry("mpk_kernel", f"Kernel, {level}", device_settings(schedule.tasks.plan.settings), 1, holds)
+
+
+def _operator_entry(schedule: Schedule, variant: int) -> list[str]:
+    """Where the plan leaves an SM room for two blocks, the next operator's are there before this one's have ended."""
     s = device_settings(schedule.tasks.plan.settings)
-    arguments = (
-        f"Kernel, {level}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}, {s['l2_bytes']}"
-        + (", mpk::Holds::pools" if schedule.handout is not None else "")
-    )
+    room = schedule.tasks.machine.shared_bytes // (s["pages"] * s["page_bytes"] + BLOCK_BYTES)
+    blocks = 2 if room >= 2 and s["consumer_warps"] <= 8 else 1  # threads of two larger blocks lack registers
+    kernel = f"mpk::Variants<Operator{variant}>, 0"
+    return _entry(f"mpk_operator_{variant}", kernel, s, blocks, ", mpk::Holds::operator_")
+
+
+def _entry(name: str, kernel: str, s: dict[str, int], blocks: int, holds: str) -> list[str]:
+    shape = f"{s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}, {s['l2_bytes']}"
     return [
-        f'extern "C" __global__ void __launch_bounds__(mpk::threads<{s["consumer_warps"]}>(), 1)',
-        "mpk_kernel(const __grid_constant__ mpk::Launch launch) {",
-        f"  mpk::run_device<{arguments}>(launch);",
+        f'extern "C" __global__ void __launch_bounds__(mpk::threads<{s["consumer_warps"]}>(), {blocks})',
+        f"{name}(const __grid_constant__ mpk::Launch launch) {{",
+        f"  mpk::run_device<{kernel}, {shape}{holds}>(launch);",
         "}",
     ]
 
 
-def pack(schedule: Schedule) -> Tables:
-    """The schedule's tables; BuildError where something does not fit its field."""
+def pack(schedule: Schedule, *, per_operator: bool = False) -> Tables:
+    """The schedule's tables; BuildError where something does not fit its field.
+
+    `per_operator`: queues of every operator for itself, a block's being what the schedule gave one worker of it.
+    """
     tasks = schedule.tasks
     n = len(tasks)
     names = tuple(tasks.graph.tensors)
@@ -148,12 +174,12 @@ def pack(schedule: Schedule) -> Tables:
     table["variant"] = tasks.variant_of[operator]
     table["op"] = operator
     table["tile"] = tasks.words
-    per_operator = np.zeros((len(tasks.operators), abi.MAX_SLOTS), np.uint16)
+    operands = np.zeros((len(tasks.operators), abi.MAX_SLOTS), np.uint16)
     for i, o in enumerate(tasks.operators):
         for k, operand in enumerate(REGISTRY.ops[o.op].operands):
             if operand.name in o.operands:
-                per_operator[i, k] = slot_of[o.operands[operand.name]]
-    table["slots"] = per_operator[operator]
+                operands[i, k] = slot_of[o.operands[operand.name]]
+    table["slots"] = operands[operator]
     table["waits"], table["n_waits"] = tasks.wait_first[:-1], np.diff(tasks.wait_first)
     table["signals"], table["n_signals"] = tasks.signal_first[:-1], np.diff(tasks.signal_first)
     if tasks.step_task >= 0:
@@ -167,7 +193,7 @@ def pack(schedule: Schedule) -> Tables:
     events = np.zeros(len(tasks.need), abi.EVENT)
     events["need"], events["word"] = tasks.need, abi.NO_WORD
 
-    entries, lengths = _entries(schedule)
+    entries, lengths, grids = _grids(schedule) if per_operator else (*_entries(schedule), ())
     queues = np.concatenate([[0], np.cumsum(lengths)])
     steps = abi.Steps.task if tasks.step_task >= 0 else abi.Steps.none
     if schedule.handout is not None and steps == abi.Steps.none:
@@ -175,7 +201,7 @@ def pack(schedule: Schedule) -> Tables:
     triggered, rings, opening = _pools(schedule, events)
     return Tables(
         table, waits, signals, events, entries, queues.astype(np.uint32), names, schedule.workers, int(steps), triggered,
-        rings, opening,
+        rings, opening, grids,
     )  # fmt: skip
 
 
@@ -195,6 +221,31 @@ def _entries(schedule: Schedule) -> tuple[Table, list[int]]:
                 rows.append((task, int(abi.EntryKind.task), 0))
         lengths.append(len(rows) - before)
     return np.array(rows, abi.ENTRY), lengths
+
+
+def _grids(schedule: Schedule) -> tuple[Table, list[int], tuple[Grid, ...]]:
+    """The entries of each operator's blocks, how many each block has, and the operators in the order of the graph."""
+    tasks = schedule.tasks
+    if schedule.handout is not None:
+        raise BuildError(f"a {schedule.mode} schedule gives tasks to no worker beforehand: one kernel per operator needs "
+                         'assign(…, mode="static")')  # fmt: skip
+    producer = tasks.event_producer[tasks.wait_event]
+    consumer = tasks.operator_of[np.repeat(np.arange(len(tasks)), np.diff(tasks.wait_first))]
+    backward = np.flatnonzero((tasks.wait_lag == 0) & (producer >= consumer))
+    if len(backward):
+        names = [tasks.operators[int(side[backward[0]])].name for side in (consumer, producer)]
+        raise BuildError(f"{names[0]} waits for {names[1]}, which is launched no earlier: use the persistent kernel")
+    order = np.lexsort((schedule.position, schedule.worker, tasks.operator_of))
+    entries = np.zeros(len(tasks), abi.ENTRY)
+    entries["task"], entries["kind"] = order, int(abi.EntryKind.task)
+    lengths: list[int] = []
+    grids = []
+    for i in range(len(tasks.operators)):
+        held = np.bincount(schedule.worker[tasks.first[i] : tasks.first[i + 1]])
+        held = held[held > 0]
+        grids.append(Grid(f"mpk_operator_{tasks.variant_of[i]}", len(held), len(lengths) * 4))
+        lengths += held.tolist()
+    return entries, lengths, tuple(grids)
 
 
 def _pools(schedule: Schedule, events: Table) -> tuple[Table, Table, int]:

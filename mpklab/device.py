@@ -7,7 +7,7 @@ import functools
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,15 +194,22 @@ class Loaded:
 
 
 @functools.cache
-def load(file: Path, dynamic_bytes: int) -> Loaded:
-    """Load a cubin in torch's context and allow it the shared memory it wants; RunError with needed and free bytes."""
+def _module(file: Path) -> Any:
+    """A cubin in torch's context."""
     import torch
 
     torch.cuda.current_stream()
     torch.zeros(1, device="cuda")  # makes the context current
-    driver = _driver()
-    module = _check(driver.cuModuleLoadData(file.read_bytes()), f"loading {file}")
-    function = _check(driver.cuModuleGetFunction(module, b"mpk_kernel"), "finding mpk_kernel")
+    return _check(_driver().cuModuleLoadData(file.read_bytes()), f"loading {file}")
+
+
+@functools.cache
+def load(file: Path, dynamic_bytes: int, name: str = "mpk_kernel") -> Loaded:
+    """Load a kernel of a cubin and allow it the shared memory it wants; RunError with needed and free bytes."""
+    import torch
+
+    driver, module = _driver(), _module(file)
+    function = _check(driver.cuModuleGetFunction(module, name.encode()), f"finding {name}")
     attribute = driver.CUfunction_attribute
 
     def get(which: Any) -> int:
@@ -331,3 +338,76 @@ class Flight:
             raise RunError(f"the kernel crashed on the device: {error}") from error
         self.seconds = self._begin.elapsed_time(self._end) / 1e3
         torch.cuda.synchronize()
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """One operator as a launch of its own: its kernel, its blocks, and how many bytes into `queues` theirs begin."""
+
+    kernel: str
+    blocks: int
+    queues_at: int
+
+
+class GraphFlight(Flight):
+    """One launch under way as a CUDA graph that holds a kernel for every operator and is replayed for every iteration.
+
+    From sm_90 on a kernel may start while the one before it still runs (programmatic dependent launch); the first of
+    an iteration waits for the whole one before. What was asked for is in the stream at once, so an abort takes as long.
+    """
+
+    def __init__(self, file: Path, launch: npt.NDArray[np.void], grids: Sequence[Grid], settings: Mapping[str, int]):
+        import torch
+
+        driver = _driver()
+        side = torch.cuda.Stream()  # the default stream takes no part in graphs
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        _check(driver.cuStreamBeginCapture(side.cuda_stream, mode), "beginning a graph")
+        try:
+            for i, grid in enumerate(grids):
+                self._add(file, launch, grid, settings, side.cuda_stream, overlaps=i > 0)
+        finally:
+            graph = _check(driver.cuStreamEndCapture(side.cuda_stream), "ending a graph")
+        self._graph = graph
+        self._steps = _check(driver.cuGraphInstantiate(graph, 0), "making a graph")
+        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream = torch.cuda.current_stream()
+        _check(driver.cuGraphUpload(self._steps, stream.cuda_stream), "sending a graph to the device")
+        torch.cuda.synchronize()
+        self._begin.record(stream)
+        for _ in range(int(launch["iterations"][0])):
+            _check(driver.cuGraphLaunch(self._steps, stream.cuda_stream), "launching a graph")
+        self._end.record(stream)
+        self.seconds = 0.0
+
+    def _add(
+        self,
+        file: Path,
+        launch: npt.NDArray[np.void],
+        grid: Grid,
+        settings: Mapping[str, int],
+        stream: int,
+        overlaps: bool,
+    ) -> None:
+        driver = _driver()
+        dynamic = settings["page_bytes"] * settings["pages"]
+        mine = launch.copy()
+        mine["queues"] += grid.queues_at
+        mine["n_workers"], mine["iterations"], mine["steps"] = grid.blocks, 1, 0
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = int(overlaps)
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid.blocks, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = 32 * (settings["consumer_warps"] + 1), 1, 1
+        config.sharedMemBytes, config.hStream = dynamic, stream
+        config.attrs, config.numAttrs = [attribute], 1
+        function = load(file, dynamic, grid.kernel).function
+        parameters = (ctypes.c_void_p * 1)(mine.ctypes.data)
+        _check(driver.cuLaunchKernelEx(config, function, ctypes.addressof(parameters), 0), "adding a kernel to a graph")
+
+    def finish(self) -> None:
+        super().finish()
+        driver = _driver()
+        _check(driver.cuGraphExecDestroy(self._steps), "freeing a graph")
+        _check(driver.cuGraphDestroy(self._graph), "freeing a graph")

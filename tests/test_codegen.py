@@ -1,5 +1,7 @@
 """Entry files and packed tables: short, the same for equal variants, and true to the schedule."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,37 @@ def test_tables_say_what_the_schedule_says(tasks, policy):
     np.testing.assert_array_equal(given, tables.events["need"])
     steps = np.flatnonzero(tables.tasks["flags"] & abi.TaskFlag.step)
     assert steps.tolist() == [tasks.step_task]
+
+
+def test_one_kernel_per_operator_runs_every_task_where_the_schedule_has_it():
+    lowered = lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), tiles={"linear": 8})
+    schedule = assign(lowered, policy="zigzag")
+    text = emit(schedule, per_operator=True).text
+    assert text.count("__global__") == len(lowered.variants)
+    tables = pack(schedule, per_operator=True)
+    assert len(tables.grids) == len(lowered.operators) and len(tables.slots) == len(pack(schedule).slots)
+    for i, grid in enumerate(tables.grids):
+        assert f"{grid.kernel}(const" in text and grid.kernel.endswith(f"_{lowered.variant_of[i]}")
+        bounds = tables.queues[grid.queues_at // 4 :][: grid.blocks + 1]
+        blocks = [tables.entries[a:b]["task"].tolist() for a, b in pairwise(bounds)]
+        mine = range(int(lowered.first[i]), int(lowered.first[i + 1]))
+        assert blocks == [held for q in schedule.queues if (held := [t for t in q.tolist() if t in mine])]
+
+
+def test_one_kernel_per_operator_needs_a_place_for_every_task():
+    lowered = lower(decode_graph(named("tiny"), context=64), Machine.named("h200"))
+    with pytest.raises(BuildError, match="static"):
+        pack(assign(lowered, mode="dynamic"), per_operator=True)
+
+
+def test_two_blocks_of_an_operator_share_an_sm_where_they_fit():
+    def text(**settings):
+        lowered = lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), **settings)
+        return emit(assign(lowered), per_operator=True).text
+
+    assert "threads<8>(), 2)" in text(consumer_warps=8, pages=5, page_bytes=16384)
+    assert "threads<8>(), 1)" in text(consumer_warps=8)
+    assert "threads<16>(), 1)" in text(consumer_warps=16, pages=5, page_bytes=16384)
 
 
 def test_operands_stand_in_slot_order(tasks):

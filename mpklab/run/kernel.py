@@ -8,7 +8,6 @@ import operator
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,21 +19,19 @@ import torch
 from mpklab import builder, device
 from mpklab.codegen import Delay, Source, Tables, device_settings, emit, pack
 from mpklab.dims import upper
-from mpklab.errors import RunError, suggest
+from mpklab.errors import BuildError, RunError, suggest
 from mpklab.graph import Graph
 from mpklab.models import Model
 from mpklab.models.rope import rope_table
 from mpklab.presented import Presented
 from mpklab.profile import Profile, Window
-from mpklab.progress import Progress
 from mpklab.reference.prefill import prefill
 from mpklab.run.host import CLOCK_HZ_GUESS, HostFlight
-from mpklab.run.profiling import window_of
-from mpklab.run.session import Memory, Outcome, Session
+from mpklab.run.session import Memory, Session
 from mpklab.schedule import Schedule
 from mpklab.verifier import verify
 
-SHORT_RUN_S = 0.5  # what takes less shows no progress
+LAUNCHES = ("persistent", "per_operator")
 
 
 @dataclass(frozen=True)
@@ -81,19 +78,28 @@ class DeviceTables:
 
 
 def build(
-    schedule: Schedule, *, compiler: str | None = None, weights: Mapping[str, Any] | Model | None = None
+    schedule: Schedule,
+    *,
+    compiler: str | None = None,
+    weights: Mapping[str, Any] | Model | None = None,
+    launch: str = "persistent",
 ) -> Kernel:
     """Compile a schedule (or find it in the cache) and verify it first if nobody has.
 
     `weights`: a Model, or a mapping of the graph's weight names to tensors on the kernel's device; they may also be
-    given to `run`.
+    given to `run`. `launch`: "persistent", or "per_operator" for the same tasks on the same workers as one CUDA kernel
+    per operator in a CUDA graph, which is what a persistent kernel has to be better than. That records nothing.
     """
+    if launch not in LAUNCHES:
+        raise BuildError(f"unknown launch {launch!r}: {suggest(launch, LAUNCHES)}")
+    if launch == "per_operator" and schedule.tasks.machine.backend != "cuda":
+        raise BuildError("one kernel per operator is a CUDA graph: lower for a CUDA machine")
     device_settings(schedule.tasks.plan.settings)  # refuses what no kernel knows, also where the CPU needs none of it
     model = weights if isinstance(weights, Model) else None
     values = model.weights if model else weights
     if model is not None and model.weights is not None and schedule.tasks.machine.backend == "cuda":
         values = model.weights.to("cuda")
-    kernel = Kernel(verify(schedule), compiler=compiler, model=model, weights=values)
+    kernel = Kernel(verify(schedule), compiler=compiler, model=model, weights=values, launch=launch)
     kernel.library(0)
     return kernel
 
@@ -110,6 +116,7 @@ class Kernel(Presented):
     model: Model | None = None
     weights: Any = None
     prefetch: bool = True
+    launch: str = "persistent"
     delay: Delay | None = None
     last_profile: Profile | None = None
     _libraries: dict[int, builder.Library] = field(default_factory=dict, repr=False)
@@ -120,12 +127,17 @@ class Kernel(Presented):
         return self.schedule.tasks.graph
 
     @property
+    def per_operator(self) -> bool:
+        """Whether every operator is a launch of its own."""
+        return self.launch == "per_operator"
+
+    @property
     def backend(self) -> str:
         return self.schedule.tasks.machine.backend
 
     @cached_property
     def source(self) -> Source:
-        return emit(self.schedule, delay=self.delay)
+        return emit(self.schedule, delay=self.delay, per_operator=self.per_operator)
 
     @cached_property
     def rope(self) -> torch.Tensor | None:
@@ -148,14 +160,6 @@ class Kernel(Presented):
             self._libraries[key] = builder.compile_source(source, self.compiler, beside=self._keep_stages)
         return self._libraries[key]
 
-    def _built_for(self, window: Window, shown: Progress) -> None:
-        """Compile for a recording level before the run, as a stage of its own; a library that is there says nothing."""
-        if self.backend == "cpu" or window.level in self._libraries:
-            return
-        with shown.stage("build") as now:
-            library = self.library(window.level)
-            now.say(f"for recording at level {window.level}{', from the cache' if library.cached else ''}")
-
     def _keep_stages(self, folder: Path) -> None:
         """Leave graph, tasks and schedule beside the kernel, for reading and resuming: those it was first built for."""
         (folder / "graph.json").write_text(json.dumps(self.graph.to_json()))
@@ -164,7 +168,7 @@ class Kernel(Presented):
 
     @cached_property
     def _device_tables(self) -> DeviceTables:
-        tables = pack(self.schedule)
+        tables = pack(self.schedule, per_operator=self.per_operator)
         on = "cuda" if self.backend == "cuda" else "cpu"
         names = ("tasks", "waits", "signals", "events", "entries", "queues", "triggered")
         return DeviceTables(tables, {name: Memory(getattr(tables, name), on) for name in names})
@@ -201,14 +205,17 @@ class Kernel(Presented):
 
     def start(self, launch: np.ndarray, level: int, kept: tuple[Any, ...] = ()) -> Any:
         """Begin a launch; the session waits for it. `kept` is the memory that must outlive it, whatever happens here."""
+        if level and self.per_operator:
+            raise RunError("one kernel per operator records nothing: build the persistent kernel of the same schedule")
         library = self.library(level)
+        settings = device_settings(self.schedule.tasks.plan.settings)
+        if self.per_operator:
+            return device.GraphFlight(library.file, launch, self._device_tables.tables.grids, settings)
         if self.backend == "cpu":
             machine = self.schedule.tasks.machine
             cpus = machine.cpus if len(machine.cpus) == self.schedule.workers else ()
             return HostFlight(library.file, launch, level, cpus, kept)
-        return device.Flight(
-            library.file, launch, self.schedule.workers, device_settings(self.schedule.tasks.plan.settings)
-        )
+        return device.Flight(library.file, launch, self.schedule.workers, settings)
 
     def new_session(self, **values: Any) -> Session:
         """Fresh state and outputs over the same weights."""
@@ -237,18 +244,9 @@ class Kernel(Presented):
                 known = [n for n, t in self.graph.tensors.items() if t.role in ("input", "weight", "state")]
                 raise RunError(f"run takes no {name!r}: {suggest(name, [*known, *_keywords(Kernel.run)])}")
         session.bind({**(inputs or {}), **more})
-        with Progress(after_s=SHORT_RUN_S) as shown:
-            self._built_for(window_of(profile), shown)
-            with shown.stage("run") as now:
-                outcome = session.launch(
-                    iterations,
-                    dims=dims,
-                    profile=profile,
-                    on_progress=lambda done: now.say(f"{done} of {iterations} iterations"),
-                    drop_signals=drop_signals,
-                    wait_limit_s=wait_limit_s,
-                )
-                now.say(_took(outcome, "iterations"))
+        outcome = session.launch(
+            iterations, dims=dims, profile=profile, drop_signals=drop_signals, wait_limit_s=wait_limit_s
+        )
         names = [n for n, t in self.graph.tensors.items() if t.role in ("output", "state")]
         return Result({n: session.tensors[n] for n in names}, outcome.profile, outcome.seconds)
 
@@ -312,12 +310,14 @@ class Kernel(Presented):
         if chunk is not None and chunk < 1:
             raise RunError(f"chunk must be at least 1, not {chunk}")
         dim = self._one_sequence()
+        session, (ids,), _, (prefill_seconds,) = self._opened([prompt], max_new_tokens, raw)
+        generated = session.tensors[names["generated"]]
+        stream = self.model.tokenizer.stream() if self.model and self.model.tokenizer and on_token else None
         told = 0
         base = 0
 
         def tell(progress: int) -> None:
             nonlocal told
-            now.say(f"{base + progress} of at most {max_new_tokens} tokens")
             if on_token is None:
                 return
             at = len(ids) + told
@@ -326,22 +326,13 @@ class Kernel(Presented):
                 on_token(token, stream.push(token) if stream else "")
 
         seconds, last = 0.0, None
-        with Progress(quiet=on_token is not None, after_s=SHORT_RUN_S) as shown:
-            with shown.stage("prompt") as now:
-                session, (ids,), _, (prefill_seconds,) = self._opened([prompt], max_new_tokens, raw)
-                now.say(f"{len(ids)} tokens")
-            self._built_for(window_of(profile), shown)
-            generated = session.tensors[names["generated"]]
-            stream = self.model.tokenizer.stream() if self.model and self.model.tokenizer and on_token else None
-            with shown.stage("run") as now:
-                while base < max_new_tokens:
-                    steps = min(chunk or max_new_tokens, max_new_tokens - base)
-                    last = session.launch(steps, dims=dim, profile=profile, on_progress=tell)
-                    seconds += last.seconds
-                    base += last.iterations
-                    now.say(_took(last, "tokens"))
-                    if last.iterations < steps or int(session.tensors[names["done"]][0]):
-                        break
+        while base < max_new_tokens:
+            steps = min(chunk or max_new_tokens, max_new_tokens - base)
+            last = session.launch(steps, dims=dim, profile=profile, on_progress=tell)
+            seconds += last.seconds
+            base += last.iterations
+            if last.iterations < steps or int(session.tensors[names["done"]][0]):
+                break
         if stream is not None and on_token is not None:
             tail = stream.finish()
             if tail:
@@ -366,19 +357,8 @@ class Kernel(Presented):
         names = self._decoder()
         if isinstance(prompts, str) or not prompts:
             raise RunError("generate_batch takes a list of at least one prompt; generate takes a single one")
-        with Progress(after_s=SHORT_RUN_S) as shown:
-            with shown.stage("prompt") as now:
-                session, ids, limits, prefill_seconds = self._opened(prompts, max_new_tokens, raw)
-                now.say(f"{sum(map(len, ids))} tokens of {len(ids)} prompts")
-            self._built_for(window_of(profile), shown)
-            with shown.stage("run") as now:
-                outcome = session.launch(
-                    max(limits),
-                    dims=self._live(len(ids)),
-                    profile=profile,
-                    on_progress=lambda done: now.say(f"{done} of at most {max(limits)} steps"),
-                )
-                now.say(_took(outcome, "steps"))
+        session, ids, limits, prefill_seconds = self._opened(prompts, max_new_tokens, raw)
+        outcome = session.launch(max(limits), dims=self._live(len(ids)), profile=profile)
         made = []
         for slot, (prompt, seconds) in enumerate(zip(ids, prefill_seconds, strict=True)):
             end = int(session.tensors[names["position"]][slot]) + 1
@@ -438,7 +418,7 @@ class Kernel(Presented):
             except BaseException as error:
                 pieces.put(error)
 
-        thread = threading.Thread(target=copy_context().run, args=(work,), name="mpklab-stream", daemon=True)
+        thread = threading.Thread(target=work, name="mpklab-stream", daemon=True)
         thread.start()
         try:
             while (piece := pieces.get()) is not None:
@@ -485,14 +465,8 @@ class Kernel(Presented):
             if library
             else ""
         )
-        return f"Kernel {self.graph.name} on {self.backend} with {self.schedule.workers} workers ({how})"
-
-
-def _took(outcome: Outcome, what: str) -> str:
-    """How many there were, how long each took, and what was recorded of them."""
-    each = outcome.seconds * 1e3 / max(1, outcome.iterations)
-    level = outcome.profile.level if outcome.profile is not None else 0
-    return f"{outcome.iterations} {what}, {each:.3g} ms each{f', recorded at level {level}' if level else ''}"
+        kind = "Kernels per operator of" if self.per_operator else "Kernel"
+        return f"{kind} {self.graph.name} on {self.backend} with {self.schedule.workers} workers ({how})"
 
 
 def _advance(graph: Graph) -> dict[str, str]:
