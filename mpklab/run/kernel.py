@@ -8,6 +8,7 @@ import operator
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +26,17 @@ from mpklab.models import Model
 from mpklab.models.rope import rope_table
 from mpklab.presented import Presented
 from mpklab.profile import Profile, Window
+from mpklab.progress import Progress
 from mpklab.reference.prefill import prefill
 from mpklab.run.host import CLOCK_HZ_GUESS, HostFlight
-from mpklab.run.session import Memory, Session
+from mpklab.run.profiling import window_of
+from mpklab.run.session import Memory, Outcome, Session
 from mpklab.schedule import Schedule
 from mpklab.verifier import verify
 
 LAUNCHES = ("persistent", "per_operator")
+
+SHORT_RUN_S = 0.5  # what takes less shows no progress
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,14 @@ class Kernel(Presented):
             self._libraries[key] = builder.compile_source(source, self.compiler, beside=self._keep_stages)
         return self._libraries[key]
 
+    def _built_for(self, window: Window, shown: Progress) -> None:
+        """Compile for a recording level before the run, as a stage of its own; a library that is there says nothing."""
+        if self.backend == "cpu" or window.level in self._libraries:
+            return
+        with shown.stage("build") as now:
+            library = self.library(window.level)
+            now.say(f"for recording at level {window.level}{', from the cache' if library.cached else ''}")
+
     def _keep_stages(self, folder: Path) -> None:
         """Leave graph, tasks and schedule beside the kernel, for reading and resuming: those it was first built for."""
         (folder / "graph.json").write_text(json.dumps(self.graph.to_json()))
@@ -244,9 +257,18 @@ class Kernel(Presented):
                 known = [n for n, t in self.graph.tensors.items() if t.role in ("input", "weight", "state")]
                 raise RunError(f"run takes no {name!r}: {suggest(name, [*known, *_keywords(Kernel.run)])}")
         session.bind({**(inputs or {}), **more})
-        outcome = session.launch(
-            iterations, dims=dims, profile=profile, drop_signals=drop_signals, wait_limit_s=wait_limit_s
-        )
+        with Progress(after_s=SHORT_RUN_S) as shown:
+            self._built_for(window_of(profile), shown)
+            with shown.stage("run") as now:
+                outcome = session.launch(
+                    iterations,
+                    dims=dims,
+                    profile=profile,
+                    on_progress=lambda done: now.say(f"{done} of {iterations} iterations"),
+                    drop_signals=drop_signals,
+                    wait_limit_s=wait_limit_s,
+                )
+                now.say(_took(outcome, "iterations"))
         names = [n for n, t in self.graph.tensors.items() if t.role in ("output", "state")]
         return Result({n: session.tensors[n] for n in names}, outcome.profile, outcome.seconds)
 
@@ -310,14 +332,12 @@ class Kernel(Presented):
         if chunk is not None and chunk < 1:
             raise RunError(f"chunk must be at least 1, not {chunk}")
         dim = self._one_sequence()
-        session, (ids,), _, (prefill_seconds,) = self._opened([prompt], max_new_tokens, raw)
-        generated = session.tensors[names["generated"]]
-        stream = self.model.tokenizer.stream() if self.model and self.model.tokenizer and on_token else None
         told = 0
         base = 0
 
         def tell(progress: int) -> None:
             nonlocal told
+            now.say(f"{base + progress} of at most {max_new_tokens} tokens")
             if on_token is None:
                 return
             at = len(ids) + told
@@ -326,13 +346,22 @@ class Kernel(Presented):
                 on_token(token, stream.push(token) if stream else "")
 
         seconds, last = 0.0, None
-        while base < max_new_tokens:
-            steps = min(chunk or max_new_tokens, max_new_tokens - base)
-            last = session.launch(steps, dims=dim, profile=profile, on_progress=tell)
-            seconds += last.seconds
-            base += last.iterations
-            if last.iterations < steps or int(session.tensors[names["done"]][0]):
-                break
+        with Progress(quiet=on_token is not None, after_s=SHORT_RUN_S) as shown:
+            with shown.stage("prompt") as now:
+                session, (ids,), _, (prefill_seconds,) = self._opened([prompt], max_new_tokens, raw)
+                now.say(f"{len(ids)} tokens")
+            self._built_for(window_of(profile), shown)
+            generated = session.tensors[names["generated"]]
+            stream = self.model.tokenizer.stream() if self.model and self.model.tokenizer and on_token else None
+            with shown.stage("run") as now:
+                while base < max_new_tokens:
+                    steps = min(chunk or max_new_tokens, max_new_tokens - base)
+                    last = session.launch(steps, dims=dim, profile=profile, on_progress=tell)
+                    seconds += last.seconds
+                    base += last.iterations
+                    now.say(_took(last, "tokens"))
+                    if last.iterations < steps or int(session.tensors[names["done"]][0]):
+                        break
         if stream is not None and on_token is not None:
             tail = stream.finish()
             if tail:
@@ -357,8 +386,19 @@ class Kernel(Presented):
         names = self._decoder()
         if isinstance(prompts, str) or not prompts:
             raise RunError("generate_batch takes a list of at least one prompt; generate takes a single one")
-        session, ids, limits, prefill_seconds = self._opened(prompts, max_new_tokens, raw)
-        outcome = session.launch(max(limits), dims=self._live(len(ids)), profile=profile)
+        with Progress(after_s=SHORT_RUN_S) as shown:
+            with shown.stage("prompt") as now:
+                session, ids, limits, prefill_seconds = self._opened(prompts, max_new_tokens, raw)
+                now.say(f"{sum(map(len, ids))} tokens of {len(ids)} prompts")
+            self._built_for(window_of(profile), shown)
+            with shown.stage("run") as now:
+                outcome = session.launch(
+                    max(limits),
+                    dims=self._live(len(ids)),
+                    profile=profile,
+                    on_progress=lambda done: now.say(f"{done} of at most {max(limits)} steps"),
+                )
+                now.say(_took(outcome, "steps"))
         made = []
         for slot, (prompt, seconds) in enumerate(zip(ids, prefill_seconds, strict=True)):
             end = int(session.tensors[names["position"]][slot]) + 1
@@ -418,7 +458,7 @@ class Kernel(Presented):
             except BaseException as error:
                 pieces.put(error)
 
-        thread = threading.Thread(target=work, name="mpklab-stream", daemon=True)
+        thread = threading.Thread(target=copy_context().run, args=(work,), name="mpklab-stream", daemon=True)
         thread.start()
         try:
             while (piece := pieces.get()) is not None:
@@ -467,6 +507,13 @@ class Kernel(Presented):
         )
         kind = "Kernels per operator of" if self.per_operator else "Kernel"
         return f"{kind} {self.graph.name} on {self.backend} with {self.schedule.workers} workers ({how})"
+
+
+def _took(outcome: Outcome, what: str) -> str:
+    """How many there were, how long each took, and what was recorded of them."""
+    each = outcome.seconds * 1e3 / max(1, outcome.iterations)
+    level = outcome.profile.level if outcome.profile is not None else 0
+    return f"{outcome.iterations} {what}, {each:.3g} ms each{f', recorded at level {level}' if level else ''}"
 
 
 def _advance(graph: Graph) -> dict[str, str]:
