@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from mpklab.errors import ProfileError, suggest
+from mpklab.errors import ProfileError, ScheduleError, suggest
 
 # class → method → "module:function"; each function takes the value first.
 METHODS: dict[str, dict[str, str]] = {
@@ -29,8 +29,8 @@ METHODS: dict[str, dict[str, str]] = {
     "Kernel": {},
     "Generation": {},
     "Profile": {
-        "timeline": "mpklab.present:profile_timeline",
-        "dag": "mpklab.present:profile_dag",
+        "timeline": "mpklab.widgets.recording:profile_timeline",
+        "dag": "mpklab.widgets.recording:profile_dag",
         "studio": "mpklab.widgets.studio:studio",
         "frame": "mpklab.present:frame",
         "export": "mpklab.exports:export",
@@ -96,20 +96,12 @@ def _graph_picture(value: Any) -> str:
     return f'<div style="overflow:auto;max-height:40em">{svg}</div>'
 
 
-def profile_timeline(profile: Any, **options: Any) -> Any:
-    """One row per worker with its lanes; see widgets.timeline."""
-    frames = import_module("mpklab.frames")
-    known = {"error_ns": frames.residual(profile), "place": "CPU" if profile.meta.get("backend") == "cpu" else "SM"}
-    return import_module("mpklab.widgets.timeline").timeline(frames.spans(profile), **{**known, **options})
-
-
-def profile_dag(profile: Any, **options: Any) -> Any:
-    """The task graph coloured by what was measured; see widgets.task_dag."""
-    return import_module("mpklab.widgets.task_dag").task_dag(profile, **options)
-
-
 def schedule_dag(schedule: Any, **options: Any) -> Any:
-    """The task graph of a schedule."""
+    """The task graph of a schedule; of one that fails its verification, with the two tasks and the missing edge in red."""
+    try:
+        import_module("mpklab.verifier").verify(schedule)
+    except ScheduleError as fault:
+        options = {"missing": fault, **options}
     return import_module("mpklab.widgets.task_dag").task_dag(schedule.tasks, **options)
 
 

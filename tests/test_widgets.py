@@ -22,7 +22,7 @@ from synthetic import MadeTasks, make_spans, make_tasks
 from mpklab.errors import EnvError, GraphError, MpkError, ProfileError
 from mpklab.widgets import operator_graph as drawing
 from mpklab.widgets.operator_graph import graph_view, operator_graph
-from mpklab.widgets.page import Column, bundle, container, page
+from mpklab.widgets.page import Column, bundle, container, page, widget_module
 from mpklab.widgets.raster import coverage
 from mpklab.widgets.studio import Studio
 from mpklab.widgets.task_dag import lay_out, read_tasks, table_of, task_dag
@@ -175,10 +175,24 @@ def test_modules_join_into_one() -> None:
             assert re.fullmatch(r'import \{ [\w, ]+ \} from "\./\w+\.js";', line), line
         assert "innerHTML" not in text and "outerHTML" not in text and "insertAdjacentHTML" not in text
         assert text.startswith("//"), f"{file.name} does not open with its sentence"
-    for name in ("timeline", "dag", "opgraph", "table"):
+        assert len(text) <= 60_000, file.name
+    for name in ("timeline", "dag", "opgraph", "table", "source"):
         joined = bundle(f"{name}.js")
         assert "import {" not in joined and len(joined) <= 60_000, (name, len(joined))
-    assert len(bundle("studio.js")) <= 100_000
+
+
+def test_a_widget_carries_at_most_60_kb_of_module() -> None:
+    """Every widget's state repeats its module; the Studio is all of them, deflated."""
+    for module, mount in (("timeline.js", "mountTimeline"), ("dag.js", "mountDag"), ("studio.js", "mountStudio")):
+        sent = widget_module(module, mount)
+        assert len(sent) <= 60_000, (module, len(sent))
+        packed = re.search(r'atob\("([^"]+)"\)', sent)
+        assert packed is not None
+        text = zlib.decompress(base64.b64decode(packed[1])).decode()
+        assert text == f"{bundle(module)}export default startWidget({mount});\n"
+
+
+def test_a_page_refuses_a_module_that_would_end_its_script() -> None:
     with pytest.raises(ValueError, match="end its script"):
         page("t", "common.js", "</script>", b"", "")
 
@@ -471,15 +485,18 @@ def test_importing_views_loads_no_drawing_library() -> None:
 
 def test_idle_classes_name_what_bubbles_counts() -> None:
     from mpklab import analysis, frames
-    from mpklab.widgets.studio import idle_classes
+    from mpklab.widgets.recording import idle_classes
 
     ops = [Op("a", 2), Op("b", 2, ("a",))]
     queues = [[[Run("a", 0, 100), Run("b", 0, 100)], [Run("a", 1, 900), Run("b", 1, 100)]]]
     profile = make(ops, queues, latency=50)
     spans = frames.spans(profile)
-    found = idle_classes(profile, spans)
+    found, cause = idle_classes(profile, spans)
     wait = spans.index[(spans["phase"] == "wait") & (spans["worker"] == 0) & (spans["dur_ns"] > 0)]
     assert [found[spans.index.get_loc(i)] for i in wait][-1] == "producer"
+    assert [cause[spans.index.get_loc(i)] for i in wait][-1] == "linear" and cause[
+        np.asarray(spans["phase"] == "execute")
+    ].isna().all()
     execute = np.asarray(spans["phase"] == "execute")
     assert set(found[execute]) == {"execute"}
     assert set(analysis.bubbles(profile).columns) >= set(found.categories)

@@ -315,11 +315,15 @@ def _around(boxes: Sequence[Box], lines: Sequence[Line], right: float) -> tuple[
         key=lambda k: abs(boxes[lines[k].tail].y - boxes[lines[k].head].y),
     )
     far = right
+    taken: list[float] = []
     for place, k in enumerate(back):
         a, b = boxes[lines[k].tail], boxes[lines[k].head]
         far = right + 4 + 16 * place
         ay, by = a.y + 6, b.y - 6 if a is not b else b.y - 12
         middle = by + (ay - by) * (0.3 + 0.4 * (place % 4) / 3)
+        while any(abs(middle - y) < 16 for y in taken):  # labels side by side would run into each other
+            middle += 16
+        taken.append(middle)
         start, end = (a.x + a.width / 2, ay), (b.x + b.width / 2, by)
         points = (start, (far, ay), (far, ay), (far, middle), (far, by), (far, by), end)
         routed[k] = replace(lines[k], points=points, at=(far, middle))
@@ -431,9 +435,6 @@ def svg(drawing: Drawing, title: str) -> str:
     for cluster in drawing.clusters:
         x, y, w, h = cluster.box
         out.append(f'<rect class="g-group" x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" rx="6"/>')
-        out.append(
-            f'<text class="g-soft" x="{x + 8:.1f}" y="{y + 13:.1f}" font-weight="600">{escape(raster.shorten(cluster.title, 40))}</text>'
-        )
     for line in drawing.lines:
         dash = ' stroke-dasharray="5 4"' if line.later else ""
         full = f"{line.tensor} {line.detail}{', ' + line.later if line.later else ''}"
@@ -447,6 +448,10 @@ def svg(drawing: Drawing, title: str) -> str:
                 f'<text class="g-soft g-halo" x="{line.at[0]:.1f}" y="{line.at[1] + 3:.1f}" text-anchor="middle" font-size="10">'
                 f"{escape(raster.shorten(text, 30))}</text>"
             )
+    for cluster in drawing.clusters:  # over the lines that cross it
+        x, y, *_ = cluster.box
+        name = escape(raster.shorten(cluster.title, 40))
+        out.append(f'<text class="g-soft g-halo" x="{x + 8:.1f}" y="{y + 13:.1f}" font-weight="600">{name}</text>')
     kinds = sorted({box.kind for box in drawing.boxes})
     stripe = dict(zip(kinds, kind_colours(kinds), strict=True))
     for box, shade in zip(drawing.boxes, shades(drawing), strict=True):

@@ -20,6 +20,15 @@ from numpy.typing import NDArray
 
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./([a-z_]+\.js)";\n', re.MULTILINE)
 
+# A module's default export is made from the text of another module, which is loaded as anywidget loads this one.
+_LOADER = """const packed = Uint8Array.from(atob("PACKED"), (c) => c.charCodeAt(0));
+const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+const address = URL.createObjectURL(new Blob([await new Response(stream).text()], { type: "text/javascript" }));
+const inner = await import(address);
+URL.revokeObjectURL(address);
+export default inner.default;
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -101,9 +110,13 @@ def style() -> str:
     return re.sub(r"/\*.*?\*/\n?", "", _static("style.css"), flags=re.DOTALL)
 
 
+@cache
 def widget_module(module: str, mount: str) -> str:
-    """The ES module of an anywidget."""
-    return f"{bundle(module)}export default startWidget({mount});\n"
+    """The ES module of an anywidget, deflated inside one that inflates it: every widget's state holds its module's text,
+    and a notebook should not carry a hundred kilobytes for each picture."""
+    text = f"{bundle(module)}export default startWidget({mount});\n"
+    packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    return _LOADER.replace("PACKED", packed)
 
 
 def _hash(text: str) -> str:

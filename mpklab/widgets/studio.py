@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpklab.abi import Clock
-from mpklab.analysis import blame, critical_path
-from mpklab.analysis import bounds as limits
-from mpklab.analysis.idle import NAMES, pieces
 from mpklab.errors import ProfileError
-from mpklab.frames import residual, verdict
 from mpklab.frames import spans as spans_of
-from mpklab.graph import Graph
 from mpklab.widgets import raster
 from mpklab.widgets.operator_graph import OperatorGraph, graph_view
 from mpklab.widgets.page import Column, container
-from mpklab.widgets.task_dag import TaskDag, TaskTable, read_profile, table_of, task_dag
+from mpklab.widgets.recording import notes_of, paths_of, profile_timeline, schedule_or_none
+from mpklab.widgets.source import source_of
+from mpklab.widgets.task_dag import TaskDag, TaskTable, measured, read_profile, table_of, task_dag
 from mpklab.widgets.timeline import Timeline, timeline
 from mpklab.widgets.view import View
 
@@ -73,40 +69,12 @@ def graph_of(table: TaskTable, name: str) -> _Graph:
     return _Graph(name, tensors, made)
 
 
-def idle_classes(profile: Any, spans: pd.DataFrame) -> pd.Categorical:
-    """For every span of a compute lane the class of `analysis.bubbles` that holds most of its time; missing elsewhere."""
-    import pandas as pd
-
-    cut = pieces(profile, 0.0)
-    key = cut.worker.astype(np.int64) << 44 | cut.begin_ns
-    order = np.lexsort((cut.ns, key))
-    key, kind = key[order], cut.kind[order]
-    last = np.r_[key[1:] != key[:-1], np.ones(min(1, len(key)), bool)]  # the largest piece of each record
-    key, kind = key[last], kind[last]
-    worker = spans["rank"].to_numpy(np.int64) * profile.n_workers + spans["worker"].to_numpy(np.int64)
-    wanted = worker << 44 | spans["begin_ns"].to_numpy(np.int64)
-    at = np.minimum(np.searchsorted(key, wanted), max(0, len(key) - 1))
-    own = np.asarray((spans["role"] == "compute") & (spans["phase"] != "iteration"))
-    known = own & (key[at] == wanted) if len(key) else np.zeros(len(spans), bool)
-    codes = np.where(known, kind[at] if len(key) else -1, -1)
-    names = np.array([*NAMES, None], object)
-    return pd.Categorical(names[codes], categories=list(NAMES))
-
-
-def paths_of(profile: Any) -> dict[str, list[int]]:
-    """The critical path and the path of blame through the middle recorded iteration, as task ids in order of time."""
-    found: dict[str, list[int]] = {}
-    for name, frame in (("critical path", critical_path(profile)), ("path of blame", blame(profile))):
-        rows = frame[frame["task"] >= 0]
-        numbers = np.unique(rows["iteration"].to_numpy())
-        if len(numbers):
-            inside = rows.loc[rows["iteration"] == numbers[len(numbers) // 2], "task"]
-            found[name] = list(dict.fromkeys(inside.tolist()))
-    return found
-
-
 class Studio(View):
-    """One recording as one view. `Studio(profile)`; or from its parts: spans, tasks (a TaskGraph) and a Graph."""
+    """One recording as one view. `Studio(profile)`; or from its parts: spans, tasks (a TaskGraph) and a Graph.
+
+    `other` is a second recording: its timeline stands below, and where both have the same tasks these can be coloured by
+    `times_other`, how many times as long each took as there.
+    """
 
     module = "studio.js"
     mount = "mountStudio"
@@ -115,12 +83,13 @@ class Studio(View):
         self,
         profile: Any = None,
         *,
+        other: Any = None,
         spans: pd.DataFrame | None = None,
         tasks: Any = None,
         graph: Any = None,
         title: str | None = None,
         notes: Sequence[str] = (),
-        color: str = "kind",
+        color: str | None = None,
         bounds: Mapping[str, float] | None = None,
         error_ns: float | Mapping[int, float] | None = None,
         classes: Mapping[str, object] | None = None,
@@ -128,45 +97,38 @@ class Studio(View):
     ):
         if profile is None and spans is None and tasks is None:
             raise ProfileError("a Studio needs a profile, or spans, or tasks: Studio(run.profile)")
+        if other is not None and profile is None:
+            raise ProfileError("a Studio compares two profiles: Studio(profile, other=another)")
         name = title or (str(getattr(profile, "meta", {}).get("model", "")) if profile is not None else "") or "studio"
-        table: TaskTable | None = None
-        if tasks is not None:
-            table = table_of(tasks)
-        elif profile is not None:
-            table = read_profile(profile)
-        if spans is None and profile is not None:
-            spans = spans_of(profile)
-            classes = {"class": idle_classes(profile, spans), **(classes or {})}
-            error_ns = residual(profile) if error_ns is None else error_ns
-            notes = [verdict(profile), *notes]
-            if bounds is None:
-                known = limits(profile)
-                bounds = {
-                    str(b): float(ns) for b, ns in zip(known["bound"], known["ns"], strict=True) if b != "measured"
-                }
-            paths = paths_of(profile) if paths is None else paths
-        if graph is None:
-            graph = getattr(tasks, "graph", None)
-        if graph is None and profile is not None and isinstance(profile.meta.get("graph"), Mapping):
-            graph = Graph.from_json(profile.meta["graph"])
-        if graph is None and table is not None:
-            graph = graph_of(table, "operators")
+        table = table_of(tasks) if tasks is not None else read_profile(profile) if profile is not None else None
+        given = {"bounds": bounds, "error_ns": error_ns, "classes": classes, "color": color}
+        options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         self.timeline: Timeline | None = None
+        if profile is not None and spans is None:
+            spans = spans_of(profile)
+            notes = [*notes_of(profile), *notes] if other is None else notes
+            if other is not None:
+                options = {"color": "difference", **options}
+                self.timeline = profile_timeline(profile, other, title="timeline", **options)
+            else:
+                self.timeline = profile_timeline(profile, title="timeline", notes=(), **options)
+            paths = paths_of(profile) if paths is None else paths
+        elif spans is not None:
+            self.timeline = timeline(spans, title="timeline", **options)
+        schedule = schedule_or_none(profile) if profile is not None else None
+        if graph is None:
+            graph = getattr(tasks, "graph", None) or (schedule.tasks.graph if schedule is not None else None)
+        if table is not None and (graph is None or len(graph.operators) != len(table.names)):
+            graph = graph_of(table, "operators")
         self.dag: TaskDag | None = None
         self.graph: OperatorGraph | None = None
-        if spans is not None:
-            on_gpu = profile is None or bool((profile.headers()["clock_unit"] == Clock.sm_cycles).all())
-            self.timeline = timeline(
-                spans,
-                title="timeline",
-                color=color,
-                bounds=bounds,
-                error_ns=error_ns,
-                classes=classes,
-                place="SM" if on_gpu else "CPU",
-            )
+        self.source: tuple[dict[str, Any], dict[str, Column]] | None = None
         if table is not None:
-            self.dag = task_dag(table, spans, title="tasks", paths=paths)
+            columns = _against(table, spans, other) if other is not None and spans is not None else None
+            self.dag = task_dag(table, spans, title="tasks", paths=paths, columns=columns)
+            backend = str(profile.meta.get("backend", "cuda")) if profile is not None else "cuda"
+            if profile is not None:
+                self.source = source_of(table.names, table.kinds, schedule, backend, profile.level)
         if graph is not None:
             cost, cost_name = None, "weight bytes"
             if (
@@ -194,13 +156,15 @@ class Studio(View):
         if self.timeline is not None:
             put("timeline", (dict(self.timeline.lanes.meta), dict(self.timeline.lanes.columns)))
             if len(self.timeline.lanes.columns["row_count"].values) > 9:  # fewer rows need less than that by themselves
-                meta["timeline"]["height"] = 400
+                meta["timeline"] |= {"height": 440}
         if self.graph is not None:
             put("graph", self.graph.packed())
             meta["graph"]["box_height"] = 420
         if self.dag is not None:
             put("dag", self.dag.packed())
             meta["dag"] |= {"height": 420, "hint": False}
+        if self.source is not None:
+            put("source", self.source)
         return container(meta, columns, level)
 
     def text(self) -> str:
@@ -240,3 +204,13 @@ def _operator_time(table: TaskTable) -> dict[str, float]:
     total = np.bincount(table.operator_of, weights=took, minlength=len(table.names))
     counts = np.maximum(np.diff(table.first), 1)
     return {name: float(t) for name, t in zip(table.names, total / counts, strict=True)}
+
+
+def _against(table: TaskTable, spans: pd.DataFrame, other: Any) -> dict[str, list[float]] | None:
+    """How many times as long each task took as in another recording of the same tasks; -1 where one is not known."""
+    theirs = read_profile(other)
+    if theirs.names != table.names or (theirs.first != table.first).any():
+        return None
+    own, reference = (np.asarray(measured(t, s)["dur_ns"]) for t, s in ((table, spans), (theirs, spans_of(other))))
+    known = (own >= 0) & (reference > 0)
+    return {"times_other": np.where(known, own / np.where(known, reference, 1), -1.0).tolist()}

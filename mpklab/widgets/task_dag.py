@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpklab.errors import GraphError, suggest
+from mpklab.errors import GraphError, ScheduleError, suggest
 from mpklab.frames import spans as spans_of
 from mpklab.plots import PALETTE, kind_colours
 from mpklab.widgets import raster
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Layout in cells, one task a cell; dag.js has the same numbers.
-TITLE, PAD, GAP, BETWEEN, HEAD = 3, 1, 2, 3, 4
+TITLE, PAD, GAP, BETWEEN, HEAD = 3, 1, 2, 3, 8
 MOST_UNFOLDED = 200_000  # above it the picture starts with layers folded
 NO_TASKS = "No tasks: the graph is empty, or lowering made no tile of it."
+FOLDED = "{:,} tasks are more than can be told apart, so the layers are folded: double-click one to open it."
 Ints = NDArray[np.int64]
 
 
@@ -263,6 +264,39 @@ class TaskDag(View):
         super().__init__(title, table.n)
         self.table = table
         self.options = options
+        self._stages: list[tuple[str, float, str]] = []
+        self._iterations: tuple[int, int | None] = (0, None)
+        self._faults: list[dict[str, Any]] = []
+
+    # ---- while something is going on
+
+    def stage(self, name: str, seconds: float, text: str = "") -> None:
+        """A stage has ended; `mk.compile(…, report=dag.stage)` tells of each one above the picture."""
+        self._stages.append((str(name), float(seconds), str(text)))
+        self._tell(now=True)
+
+    def running(self, iteration: int, of: int | None = None) -> None:
+        """How many iterations have ended, and of how many; shown at 10 Hz at most."""
+        self._iterations = (int(iteration), None if of is None else int(of))
+        self._tell(now=of is not None and iteration >= of)
+
+    def step(self, *_: object) -> None:
+        """One more iteration has ended: `kernel.generate(…, on_token=dag.step)`."""
+        self.running(self._iterations[0] + 1, self._iterations[1])
+
+    def failed(self, error: Exception) -> None:
+        """What went wrong: the two tasks of a ScheduleError and the edge that is missing between them in red."""
+        self._faults += _faults(self.table, [error])
+        self._tell(now=True)
+
+    def state(self) -> dict[str, Any]:
+        """What is going on, as the picture shows it: stages, iterations, faults."""
+        return {
+            "stages": self._stages,
+            "iteration": self._iterations[0],
+            "of": self._iterations[1],
+            "faults": self._faults,
+        }
 
     def packed(self) -> tuple[dict[str, Any], dict[str, Column]]:
         """Header and columns for dag.js."""
@@ -292,7 +326,9 @@ class TaskDag(View):
             "color": self.options["color"],
             "height": self.options["height"],
             "paths": [{"name": name, "column": f"path{k}"} for k, name in enumerate(self.options["paths"])],
-            "missing": [{"before": a, "after": b, "text": text} for a, b, text in self.options["missing"]],
+            "missing": self.options["missing"],
+            "notes": [*self.options["notes"], *([FOLDED.format(table.n)] if table.n > MOST_UNFOLDED else [])],
+            "state": self.state(),
             "empty": NO_TASKS,
         }
         columns = {
@@ -340,7 +376,10 @@ class TaskDag(View):
         inside = f" in {layers} layers" if layers else ""
         events = f", {len(table.events[0]):,} events" if table.events is not None else ""
         folded = "; drawn with its layers folded" if table.n > MOST_UNFOLDED else ""
-        return f"{self.title}: {table.n:,} tasks of {len(table.names)} operators{inside}, {edges:,} implied edges{events}{folded}"
+        notes = "".join(
+            f"\n  {note}" for note in (*self.options["notes"], *(m["text"] for m in self.options["missing"]))
+        )
+        return f"{self.title}: {table.n:,} tasks of {len(table.names)} operators{inside}, {edges:,} implied edges{events}{folded}{notes}"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per task: task, op, kind, layer, tile and the columns it can be coloured by."""
@@ -403,13 +442,15 @@ def task_dag(
     color: str = "kind",
     columns: Mapping[str, Sequence[float]] | None = None,
     paths: Mapping[str, Iterable[int]] | None = None,
-    missing: Iterable[tuple[int, int, str]] = (),
+    missing: Iterable[tuple[int, int, str] | Exception] | Exception = (),
     height: int | None = None,
+    notes: Sequence[str] = (),
 ) -> TaskDag:
     """A picture of a TaskGraph, with `mk.spans(profile)` also of what each task took; or of a Profile's, with its own spans.
 
     `columns` are more numbers per task to colour by (negative: unknown), `paths` named lists of task ids (a critical
-    path), `missing` pairs of tasks that nothing orders, drawn in red with their text.
+    path), `missing` pairs of tasks that nothing orders, drawn in red with their text, or the ScheduleError of `mk.verify`;
+    `notes` are sentences above the picture.
     """
     table = table_of(tasks)
     if spans is None and hasattr(tasks, "task_first"):
@@ -425,11 +466,39 @@ def task_dag(
     if color not in known:
         raise GraphError(f"color={color!r} is no way to colour tasks: {suggest(color, known)}")
     lists = {str(name): [int(task) for task in path] for name, path in (paths or {}).items()}
-    pairs = [(int(a), int(b), str(text)) for a, b, text in missing]
-    for task in [*(t for path in lists.values() for t in path), *(t for a, b, _ in pairs for t in (a, b))]:
+    faults = _faults(table, [missing] if isinstance(missing, Exception) else missing)
+    pairs = [f[end] for f in faults for end in ("before", "after") if f[end] >= 0]
+    for task in [*(t for path in lists.values() for t in path), *pairs]:
         if not 0 <= task < table.n:
             raise GraphError(f"task {task} does not exist: ids are 0 … {table.n - 1}")
     complete = TaskTable(
         table.names, table.kinds, table.layers, table.first, table.tile, values, table.edges, table.waits, table.events
     )
-    return TaskDag(complete, str(title), {"color": color, "height": height, "paths": lists, "missing": pairs})
+    return TaskDag(
+        complete,
+        str(title),
+        {"color": color, "height": height, "paths": lists, "missing": faults, "notes": [str(note) for note in notes]},
+    )
+
+
+def _faults(table: TaskTable, missing: Iterable[Any]) -> list[dict[str, Any]]:
+    """Pairs of tasks, or errors that name them, as dag.js draws them; -1 for a side that is not known."""
+    found = []
+    for fault in missing:
+        if not isinstance(fault, Exception):
+            before, after, text = fault
+            found.append({"before": int(before), "after": int(after), "text": str(text)})
+            continue
+        finding = getattr(fault, "finding", None) if isinstance(fault, ScheduleError) else None
+        before, after = (int(getattr(finding, end, -1)) for end in ("producer", "consumer"))
+        text = str(fault)
+        if finding is not None and min(before, after) >= 0:
+            op = table.operator_of[[before, after]].tolist()
+            source, target = (
+                f"{table.names[o]}[{task - int(table.first[o])}]" for o, task in zip(op, (before, after), strict=True)
+            )
+            late = " of the iteration before" if finding.lag else ""
+            reads = f" though it needs {finding.tensor}" if finding.tensor else ""
+            text = f"{finding.kind}: nothing makes {target} wait for {source}{late}{reads}"
+        found.append({"before": before, "after": after, "text": text})
+    return found

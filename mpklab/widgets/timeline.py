@@ -26,6 +26,13 @@ NEEDED = (
 MODES = ("kind", "phase", "layer", "operator")
 NO_SPANS = "No spans: nothing was recorded. Run with profile=1 or more, or look at the profile's health line."
 Ints = NDArray[np.int64]
+_RATIOS = (1 / 1.5, 1 / 1.2, 1 / 1.05, 1.05, 1.2, 1.5)
+# How long work took against the same work of the other run: blue is faster, orange slower, readable without red and green.
+DIFFERENCE = {
+    "less than 1/1.5": ("#1F4E8C", "#5B9BF0"), "1/1.5 to 1/1.2": ("#5B8CC8", "#4577B8"), "1/1.2 to 1/1.05": ("#A9C3E3", "#34506F"),
+    "the same ± 5 %": ("#C9CCD2", "#4A4F57"), "1.05 to 1.2 times": ("#F3C79B", "#7A5530"), "1.2 to 1.5 times": ("#E38A3A", "#C27A35"),
+    "more than 1.5 times": ("#A84B00", "#FFA14D"), "not in the other": ("#882255", "#C96A94"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +108,15 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
 
     begin = joined["begin_ns"].to_numpy(np.int64)
     end = np.maximum(joined["end_ns"].to_numpy(np.int64), begin)
-    origin = int(begin.min()) if len(begin) else 0
+    # Devices of one run share its clock; another run has a zero of its own, its earliest span.
+    zero = np.array([int(frame["begin_ns"].min()) if len(frame) else 0 for frame in frames], np.int64)
+    origin = zero[source]
     begin, end = begin - origin, end - origin
+    ready = options["ready_ns"]
+    if ready is not None and len(ready) != len(joined):
+        raise ProfileError(f"ready_ns has {len(ready)} values, expected one per span: {len(joined)}")
+    if several:
+        extra["difference"] = difference(frames[0], frames[1], options["error_ns"])
     phase_code, phase_names = _codes(joined["phase"])
     role_code, role_names = _codes(joined["role"])
     roles = list(ROLES) + [name for name in role_names if name not in ROLES]
@@ -112,7 +126,10 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
     iteration = joined["iteration"].to_numpy(np.int64)
 
     is_iteration = phase_code == (phase_names.index("iteration") if "iteration" in phase_names else -2)
-    iterations = _iterations(iteration, begin, end, is_iteration)
+    first_source = source == 0
+    iterations = _iterations(
+        iteration[first_source], begin[first_source], end[first_source], is_iteration[first_source]
+    )
     kept = np.flatnonzero(~is_iteration)
     group_key = source * (int(rank.max()) + 1 if len(rank) else 1) + rank
     groups, group = np.unique(group_key, return_inverse=True)
@@ -181,6 +198,7 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
         "modes": [],
         "empty": options["empty"],
         "place": options["place"],
+        "notes": [str(note) for note in options["notes"]],
     }
     columns = {
         "row_group": Column(group[first], delta=True),
@@ -213,9 +231,55 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
         mode: dict[str, Any] = {"name": name, "column": column, "labels": [str(label) for label in labels]}
         if labels and set(labels) <= set(CLASSES):
             mode |= {"colours": [CLASSES[label] for label in labels], "idle": [label in IDLE for label in labels]}
+        elif labels and set(labels) <= set(DIFFERENCE):
+            mode |= {"colours": [DIFFERENCE[label] for label in labels]}
+        elif labels and set(labels) <= set(kinds):
+            waits = np.array([PHASES.get(name, UNKNOWN_PHASE)[2] for name in known] + [False])
+            mode["colours"] = kind_colours([str(label) for label in labels])
+            mode["idle"] = [bool(waits[phase[codes[kept] == k]].all()) for k in range(len(labels))]
         meta["modes"].append(mode)
+    if ready is not None:
+        # A span that was ready before it began; 0 where that is not known or it began at once.
+        delay = (joined["begin_ns"].to_numpy(np.int64) - np.asarray(ready, float))[kept]
+        columns["ready"] = Column(np.where(np.isfinite(delay) & (delay > 0), delay, 0).astype(np.int64))
     of_kind = np.array([kinds.index(entry[1]) for entry in op_table] + [-1], np.int64)[op]
     return Lanes(meta, columns, begin, end, row_of, phase, of_kind)
+
+
+def difference(a: pd.DataFrame, b: pd.DataFrame, error_ns: object = None) -> NDArray[np.object_]:
+    """For the work of two runs, the first's spans and then the second's, how much longer it took than the same work of the
+    other: a class of DIFFERENCE; None for what is no work. The same is the same task in the same recorded iteration."""
+    import pandas as pd
+
+    errors = error_ns if isinstance(error_ns, Mapping) else {0: error_ns}
+    within = max([float(e) for e in errors.values() if isinstance(e, int | float)], default=0.0)
+    keys = ["rank", "step", "task", "phase", "turn"]
+    frames = []
+    for frame in (a, b):
+        part = frame[["rank", "iteration", "task"]].copy()
+        part["phase"] = frame["phase"].astype(str).to_numpy()
+        part["took"] = (frame["end_ns"] - frame["begin_ns"]).to_numpy()
+        part["work"] = part["phase"].isin([n for n, look in PHASES.items() if look[3]]) & (part["task"] >= 0).to_numpy()
+        numbers = np.unique(part.loc[part["work"], "iteration"])
+        part["step"] = np.searchsorted(numbers, part["iteration"])
+        part["turn"] = part.groupby(["rank", "step", "task", "phase"], sort=False).cumcount().to_numpy()
+        frames.append(part.reset_index(drop=True))
+    found = []
+    for own, other in (frames, frames[::-1]):
+        theirs = pd.MultiIndex.from_frame(other.loc[other["work"], keys])
+        at = theirs.get_indexer(pd.MultiIndex.from_frame(own.loc[own["work"], keys]))
+        took = own.loc[own["work"], "took"].to_numpy(float)
+        reference = np.append(other.loc[other["work"], "took"].to_numpy(float), np.nan)[at]
+        ratio = took / np.maximum(reference, 1.0)
+        ratio = np.where(np.abs(took - reference) <= within, 1.0, ratio)
+        step = np.searchsorted(_RATIOS, ratio, side="right")
+        names = np.array(list(DIFFERENCE), object)
+        classes = np.full(len(own), None, object)
+        classes[np.flatnonzero(own["work"])] = np.where(
+            np.isnan(reference), names[-1], names[np.minimum(step, len(_RATIOS))]
+        )
+        found.append(classes)
+    return np.concatenate(found)
 
 
 def _operators(
@@ -290,8 +354,9 @@ class Timeline(View):
     def text(self) -> str:
         """What the picture says, in words."""
         lanes, n = self.lanes, len(self.lanes.begin)
+        notes = "".join(f"\n  {note}" for note in lanes.meta["notes"])
         if not n:
-            return f"{self.title}: {lanes.meta['empty']}"
+            return f"{self.title}: {lanes.meta['empty']}{notes}"
         rows = len(
             {
                 (int(g), int(w))
@@ -307,7 +372,7 @@ class Timeline(View):
         several = f", {count} iterations" if count > 1 else ""
         cut = len(lanes.columns["truncated"].values)
         lost = f"; {cut} spans cut short" if cut else ""
-        return f"{self.title}: {n:,} spans of {rows} workers over {lanes.meta['end_ns'] / 1e3:,.1f} µs{several}; {shares}{lost}"
+        return f"{self.title}: {n:,} spans of {rows} workers over {lanes.meta['end_ns'] / 1e3:,.1f} µs{several}; {shares}{lost}{notes}"
 
     def picture(self, width: int = 900) -> raster.Picture:
         """The whole range as pixels: the colour of what fills most of each one."""
@@ -378,20 +443,24 @@ def timeline(
     height: int | None = None,
     place: str = "SM",
     empty: str = NO_SPANS,
+    ready_ns: Sequence[float] | NDArray[Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Timeline:
-    """A picture of `mk.spans(profile)`: one row per worker, lanes inside; `other` is a second run on the same clock.
+    """A picture of `mk.spans(profile)`: one row per worker, lanes inside; `other` is a second run, drawn below, each from
+    its own earliest span, and `color="difference"` tells where the work of one took longer.
 
     `bounds` are vertical lines, nanoseconds from the earliest span; `error_ns` is the clock's error, one number or one
     per worker; `classes` adds ways to colour: a name and one value per span (at most 200 different ones); `place` says what
-    the column `sm` counts.
+    the column `sm` counts; `ready_ns` when the task of each span of execution was ready (NaN: not known), which draws how
+    many tasks were ready and not begun; `notes` are sentences above the picture.
     """
     extra = dict(classes or {})
-    known = [*MODES, *extra]
+    known = [*MODES, *extra, *(["difference"] if other is not None else [])]
     if color not in known:
         raise ProfileError(f"color={color!r} is no way to colour a timeline: {suggest(color, known)}")
     sources = {str(names[0]): spans} if other is None else {str(names[0]): spans, str(names[1]): other}
     options = {
         "title": str(title), "color": color, "bounds": dict(bounds or {}), "error_ns": error_ns, "height": height, "empty": empty,
-        "place": str(place),
+        "place": str(place), "ready_ns": ready_ns, "notes": list(notes),
     }  # fmt: skip
     return Timeline(read_lanes(sources, extra, options), spans, str(title))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
+import json
+import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.util import find_spec
@@ -34,6 +36,7 @@ class View:
         self._selected: list[int] = []
         self._listeners: list[Callable[[pd.DataFrame], object]] = []
         self._widget: Any = None
+        self._told_s = 0.0
 
     # ---- what a subclass gives
 
@@ -115,10 +118,21 @@ class View:
         if self._widget is None:
             widget = _widget_class()(_data=self.data(level=1))
             widget._esm = widget_module(self.module, self.mount)
+            widget._state = json.dumps(self.state())
             widget._selected = np.array(self._selected, "<i4").tobytes()
             widget.on_msg(self._hear)
             self._widget = widget
         return self._widget
+
+    def state(self) -> dict[str, Any]:
+        """What is going on while the view is shown; empty where nothing is."""
+        return {}
+
+    def _tell(self, now: bool = False) -> None:
+        """Send the state to the widget, at 10 Hz at most unless it must be seen."""
+        if self._widget is not None and (now or time.monotonic() - self._told_s > 0.1):
+            self._told_s = time.monotonic()
+            self._widget._state = json.dumps(self.state())
 
     def _hear(self, widget: Any, content: object, buffers: object) -> None:
         """A message from the browser: believed only as far as it is a short list of task ids."""
@@ -176,11 +190,12 @@ def _widget_class() -> Any:
     import traitlets
 
     class MpkWidget(anywidget.AnyWidget):
-        """Bytes to draw and bytes of selected task ids."""
+        """Bytes to draw, bytes of selected task ids, and what is going on."""
 
         _esm = traitlets.Unicode("export default {}").tag(sync=True)
         _css = traitlets.Unicode(style()).tag(sync=True)
         _data = traitlets.Bytes(b"").tag(sync=True)
         _selected = traitlets.Bytes(b"").tag(sync=True)
+        _state = traitlets.Unicode("{}").tag(sync=True)
 
     return MpkWidget

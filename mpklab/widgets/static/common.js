@@ -99,6 +99,16 @@ export function chooser(label, names, onchange) {
   return make("label", {}, label + " ", select);
 }
 
+/** Sentences above a picture: what is missing, and why. */
+export const notesOf = (meta) => (meta.notes ?? []).map((note) => make("p", { class: "mpk-note" }, clip(note, 2000)));
+
+/** A colour and its name that can be pressed: then only what has that colour stands out, which is read without colours. */
+export function legendEntry(colour, name, idle, pressed, onpress) {
+  const swatch = make("i", { class: "mpk-swatch" + (idle ? " mpk-idle" : "") });
+  swatch.style.background = colour;
+  return make("button", { type: "button", class: "mpk-key", "aria-pressed": String(pressed), title: "Show only this", onclick: onpress }, swatch, clip(name, 60));
+}
+
 /** Lines in a floating box beside the pointer; text only. */
 export class Tooltip {
   constructor(parent) {
@@ -248,7 +258,7 @@ export async function startPage(mount) {
   }
 }
 
-/** In a notebook: an anywidget whose trait `_data` is the container and `_selected` the selection as int32. */
+/** In a notebook: an anywidget with traits `_data`, the container, `_selected`, int32, and `_state`, what is going on. */
 export function startWidget(mount) {
   return {
     async render({ model, el, signal }) {
@@ -267,8 +277,12 @@ export function startWidget(mount) {
       };
       const stop = new AbortController();
       signal?.addEventListener("abort", () => stop.abort());
-      mount(root, meta, columns, { selection, signal: stop.signal, page: false });
+      const shown = mount(root, meta, columns, { selection, signal: stop.signal, page: false });
       follow();
+      const tell = () => shown.setState?.(JSON.parse(model.get("_state") || "{}"));
+      tell();
+      model.on("change:_state", tell);
+      stop.signal.addEventListener("abort", () => model.off("change:_state", tell));
       model.on("change:_selected", follow);
       stop.signal.addEventListener("abort", () => model.off("change:_selected", follow));
       // A custom message, not a trait: setting a trait to what it is already fires nothing.

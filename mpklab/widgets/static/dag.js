@@ -1,8 +1,8 @@
 // The task graph on one canvas: operators as boxes of tiles, laid out by layer; arrows only for what is selected.
-import { Selection, Tooltip, button, chooser, clip, css, exactNs, formatCount, formatNs, keepDrawn, make, mix, pixel, plural, ramp, readTheme, rgb, upper } from "./common.js";
+import { Selection, Tooltip, button, chooser, clip, css, exactNs, formatCount, formatNs, keepDrawn, legendEntry, make, mix, notesOf, pixel, plural, ramp, readTheme, rgb, upper } from "./common.js";
 
 // Layout in cells: one task is one cell. task_dag.py places with the same numbers for its still picture.
-export const TITLE = 3, PAD = 1, GAP = 2, BETWEEN = 3, HEAD = 4;
+export const TITLE = 3, PAD = 1, GAP = 2, BETWEEN = 3, HEAD = 8;
 const MOST_ARROWS = 600;
 
 // ---- the model ----------------------------------------------------------------------------------------------------
@@ -150,10 +150,10 @@ export function mountDag(el, meta, columns, host = {}) {
   const across = meta.across;
   const folded = new Set(), foldedGroups = new Set(meta.collapsed ? model.groups.keys() : []);
   let layout = null, aspect = 0, scale = 0, ox = 0, oy = 0, fitted = false;
-  let theme = null, classOf = null, words = null, colours = [], image = null;
+  let theme = null, classOf = null, words = null, colours = [], image = null, entries = [], alone = -1;
   let hover = null, cursor = -1, drag = null, matches = null, path = null, near = { before: [], after: [] };
   const frames = [];
-  const marks = meta.missing ?? [];
+  let marks = meta.missing ?? [];
 
   const canvas = make("canvas", { tabindex: 0, role: "application", "aria-roledescription": "task graph", "aria-label": describe() });
   const box = make("div", { class: "mpk-canvas" }, canvas);
@@ -180,14 +180,15 @@ export function mountDag(el, meta, columns, host = {}) {
   if (meta.hint !== false) bar.append(make("span", { class: "mpk-space" }), make("span", { class: "mpk-hint" }, "Ctrl + wheel zooms · drag pans · double-click folds"));
   const table = make("details", {}, make("summary", {}, "Table of the selection and its neighbours"), make("div", { class: "mpk-scroll" }));
   table.addEventListener("toggle", fillTable);
-  el.append(bar, box, legend, live, table);
+  const state = make("div", { class: "mpk-state", role: "status", "aria-live": "polite", hidden: true });
+  el.append(bar, ...notesOf(meta), state, box, legend, live, table);
   box.style.height = (meta.height || 480) + "px";
   const context = canvas.getContext("2d", { alpha: false });
   const redraw = keepDrawn(box, draw, signal);
 
   function describe() {
     return `Task graph of ${meta.title}: ${model.n} tasks of ${model.ops.length} operators. Left and right walk along the tiles of an operator, ` +
-      "up and down along dependencies, Enter selects, Escape leaves, plus and minus zoom, 0 shows everything.";
+      "up and down along dependencies, Enter selects, f folds the operator and Shift f its layer, Escape leaves, plus and minus zoom, 0 shows everything.";
   }
   const value = (k, task) => columns["value" + k][task];
   const taskName = (task) => { const op = model.opOf(task); return `${clip(op.name, 100)}[${task - op.first}]`; };
@@ -228,9 +229,15 @@ export function mountDag(el, meta, columns, host = {}) {
     }
     mode.name = name;
     words = Uint32Array.from(colours, pixel);
-    const entries = typeof labels[0] === "string" ? labels.map((label, k) => [k, label]) : labels;
+    alone = -1;
+    entries = typeof labels[0] === "string" ? labels.map((label, k) => [k, label]) : labels;
+    drawLegend(name === "kind");
+  }
+  // A kind that is pressed stands out alone; a scale of values has nothing to press.
+  function drawLegend(kinds) {
     legend.replaceChildren(...entries.map(([k, label]) => {
       if (k < 0) return make("span", {}, label);
+      if (kinds) return legendEntry(css(colours[k]), label, false, alone === k, () => { alone = alone === k ? -1 : k; drawLegend(true); redraw(); });
       const swatch = make("i", { class: "mpk-swatch" });
       swatch.style.background = css(colours[k]);
       return make("span", {}, swatch, clip(label, 60));
@@ -252,9 +259,12 @@ export function mountDag(el, meta, columns, host = {}) {
   function fit() {
     aspect = 0;
     arrange();
-    const w = box.clientWidth - 16, h = box.clientHeight - 16;
+    let w = box.clientWidth - 16;
+    const h = box.clientHeight - 16;
     scale = Math.min(w / layout.width, h / layout.height, 40);
-    ox = 8 + (w - layout.width * scale) / 2;
+    const margin = TITLE * scale < 8 && box.clientWidth > 600 ? 84 : 0; // for the names of rows
+    if (margin) scale = Math.min((w -= margin) / layout.width, h / layout.height);
+    ox = 8 + margin + (w - layout.width * scale) / 2;
     oy = 8 + Math.max(0, (h - layout.height * scale) / 2);
     fitted = true;
     redraw();
@@ -339,6 +349,7 @@ export function mountDag(el, meta, columns, host = {}) {
     out.fill(ground);
     const faint = matches ? matches.flags : selection.ids.size || path ? new Uint8Array(0) : null;
     const dimmed = faint ? Uint32Array.from(colours, (c) => pixel(mix(theme.bg, c, 0.32))) : null;
+    const inks = alone < 0 ? words : Uint32Array.from(colours, (c, k) => pixel(k === alone ? c : mix(theme.bg, c, 0.16)));
     const gap = s >= 5 ? 1 : 0;
     const fill = (x0, y0, x1, y1, word) => {
       x0 = Math.max(0, x0); x1 = Math.min(width, x1); y0 = Math.max(0, y0); y1 = Math.min(height, y1);
@@ -353,7 +364,7 @@ export function mountDag(el, meta, columns, host = {}) {
       const ya = Math.round(y0 + 0.45 * (y1 - y0)), yb = Math.round(y0 + 0.65 * (y1 - y0));
       for (let x = Math.max(0, x0); x < Math.min(width, x1); x++) {
         const task = base + Math.min(size - 1, Math.floor(((x - x0) * size) / Math.max(1, x1 - x0)));
-        fill(x, ya, x + 1, yb, (dimmed && !faint[task] ? dimmed : words)[classOf[task]]);
+        fill(x, ya, x + 1, yb, (dimmed && !faint[task] ? dimmed : inks)[classOf[task]]);
       }
     }
     for (const op of model.ops) {
@@ -367,7 +378,7 @@ export function mountDag(el, meta, columns, host = {}) {
         const ya = Math.round(oy * ratio + (b.y + TITLE) * s), yb = y1 - Math.max(1, Math.round(0.4 * s)), wide = Math.max(1, x1 - x0);
         for (let x = Math.max(0, x0); x < Math.min(width, x1); x++) {
           const task = op.first + Math.min(op.count - 1, Math.floor(((x - x0) * op.count) / wide));
-          fill(x, ya, x + 1, yb, (dimmed && !faint[task] ? dimmed : words)[classOf[task]]);
+          fill(x, ya, x + 1, yb, (dimmed && !faint[task] ? dimmed : inks)[classOf[task]]);
         }
         continue;
       }
@@ -379,13 +390,13 @@ export function mountDag(el, meta, columns, host = {}) {
         if (s >= 1) {
           for (let i = start; i < stop; i++) {
             const xa = Math.max(0, Math.round(gx + (i - start) * s)), xb = Math.min(width, Math.round(gx + (i - start + 1) * s) - gap);
-            if (xb > xa) out.fill((dimmed && !faint[op.first + i] ? dimmed : words)[classOf[op.first + i]], ya * width + xa, ya * width + xb);
+            if (xb > xa) out.fill((dimmed && !faint[op.first + i] ? dimmed : inks)[classOf[op.first + i]], ya * width + xa, ya * width + xb);
           }
         } else {
           const last = Math.min(width, Math.round(gx + (stop - start) * s));
           for (let x = Math.max(0, Math.round(gx)); x < last; x++) {
             const task = op.first + Math.min(stop - 1, start + Math.floor((x + 0.5 - gx) / s));
-            out[ya * width + x] = (dimmed && !faint[task] ? dimmed : words)[classOf[task]];
+            out[ya * width + x] = (dimmed && !faint[task] ? dimmed : inks)[classOf[task]];
           }
         }
         for (let y = ya + 1; y < yb; y++) {
@@ -415,9 +426,13 @@ export function mountDag(el, meta, columns, host = {}) {
         if (head.h * scale > 26) label(`${plural(group.ops.length, "operator")}, ${plural(tasks, "task")}`, x + 4, y + head.h * scale - 9, room - 6, false);
       }
       const room1 = room < 58 ? group.name.replace(/^layer /, "L") : group.name;
-      if (HEAD * scale >= 9 || isFolded) label((isFolded ? "▸ " : "▾ ") + room1, x + 1, y + Math.min(HEAD * scale, 18) / 2, room, true);
+      if (HEAD * scale < 6 && !isFolded) continue;
+      const tall = isFolded ? 18 : Math.min(HEAD * scale, 20);
+      context.font = `${Math.max(8, Math.min(11, tall))}px ${theme.font}`;
+      label((isFolded ? "▸ " : room < 26 ? "" : "▾ ") + room1, x + 1, y + tall - Math.min(8, tall / 2), room, true);
     }
     const high = TITLE * scale;
+    drawRowNames(high);
     context.font = `${Math.max(8, Math.min(11, high - 1))}px ${theme.font}`;
     for (const op of model.ops) {
       const b = layout.boxes[op.index];
@@ -427,6 +442,23 @@ export function mountDag(el, meta, columns, host = {}) {
     }
     context.font = `11px ${theme.font}`;
     if (scale >= 30) drawTileText();
+  }
+  // Too small for a title in every box: the first column's names stand once, beside the row, where there is a margin.
+  function drawRowNames(high) {
+    const head = layout.heads.find((h) => h.x === 0), room = ox + (head?.x ?? 0) * scale - 10;
+    if (high >= 8 || room < 40) return;
+    context.textAlign = "right";
+    context.font = `10px ${theme.font}`;
+    for (const first of layout.heads) {
+      if (first.x !== 0 || foldedGroups.has(first.group)) continue;
+      const next = model.groups[first.group].ops.length > 1 || first.group + 1 >= model.groups.length ? first.group : first.group + 1;
+      if (layout.heads[next].y !== first.y) continue;
+      for (const op of model.groups[next].ops) {
+        const b = layout.boxes[op.index];
+        if (!b.hidden) label(shortOp(op), ox - 6, oy + (b.y + b.h / 2 + 0.5) * scale, room, hover?.op === op);
+      }
+    }
+    context.textAlign = "left";
   }
   const shortOp = (op) => {
     const name = op.layer >= 0 ? op.name.replace(/^.*?layers?[._]?\d+[._]/i, "") : op.name;
@@ -593,16 +625,18 @@ export function mountDag(el, meta, columns, host = {}) {
       for (const task of path.tasks) outline(task, task + 1, css(red), scale < 3 ? null : css(red, 0.5));
     }
     for (const { before, after, text } of marks) {
-      const [x0, y0] = centre(before, true), [x1, y1] = centre(after, false);
-      outline(before, before + 1, css(red), css(red, 0.6));
-      outline(after, after + 1, css(red), css(red, 0.6));
-      arrow(x0, y0, x1, y1, css(red), [3, 4], 2);
+      const known = [before, after].filter((task) => task >= 0 && task < model.n);
+      if (!known.length) continue;
+      for (const task of known) outline(task, task + 1, css(red), css(red, 0.6));
+      const [x0, y0] = centre(known[0], true), [x1, y1] = centre(known[known.length - 1], false);
+      if (known.length > 1) arrow(x0, y0, x1, y1, css(red), [3, 4], 2);
       context.textAlign = "center";
-      const room = context.measureText(text).width, mx = Math.max(room / 2 + 4, Math.min(box.clientWidth - room / 2 - 4, (x0 + x1) / 2)), my = (y0 + y1) / 2;
+      const words1 = clip(text, Math.floor((box.clientWidth - 20) / 6)), room = context.measureText(words1).width;
+      const mx = Math.max(room / 2 + 4, Math.min(box.clientWidth - room / 2 - 4, (x0 + x1) / 2)), my = (y0 + y1) / 2;
       context.fillStyle = css(theme.bg, 0.9);
       context.fillRect(mx - room / 2 - 4, my - 8, room + 8, 16);
       context.fillStyle = css(red);
-      context.fillText(text, mx, my);
+      context.fillText(words1, mx, my);
     }
     if (cursor >= 0) {
       const [x, y, w, h] = rectOf(cursor);
@@ -630,6 +664,11 @@ export function mountDag(el, meta, columns, host = {}) {
     } else if (!foldedGroups.delete(place.group)) foldedGroups.add(place.group);
     arrange(place);
     redraw();
+  }
+  function fold(place) {
+    toggle(place);
+    const what = place.op ? clip(place.op.name, 100) : model.groups[place.group].name;
+    live.textContent = `${what} is ${(place.op ? folded.has(place.op.index) : foldedGroups.has(place.group)) ? "folded" : "unfolded"}.`;
   }
   function showTask(task) {
     const op = model.opOf(task);
@@ -738,6 +777,8 @@ export function mountDag(el, meta, columns, host = {}) {
       ArrowUp: () => (cursor < 0 ? begin() : along(predecessors(model, cursor))), ArrowDown: () => (cursor < 0 ? begin() : along(successors(model, cursor))),
       Enter: () => cursor >= 0 && selection.set(event.shiftKey ? [...selection.ids, cursor] : [cursor], view),
       Escape: () => { cursor = -1; selection.set([], view); live.textContent = "Left the selection."; redraw(); },
+      f: () => cursor >= 0 && fold({ op: model.opOf(cursor), group: model.opOf(cursor).group }),
+      F: () => cursor >= 0 && fold({ group: model.opOf(cursor).group }),
       "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: fit,
     };
     if (!keys[event.key]) return;
@@ -813,9 +854,26 @@ export function mountDag(el, meta, columns, host = {}) {
       : make("p", {}, "Nothing is selected."));
   }
 
+  // ---- while something is going on
+  /** Stages that have ended, iterations under way, and what went wrong, as task_dag.py tells of them. */
+  function setState({ stages = [], iteration = 0, of = null, faults = [] } = {}) {
+    const parts = stages.map(([name, seconds, text]) => make("span", { title: clip(text, 400) }, `✓ ${clip(name, 40)} ${Number(seconds.toPrecision(3))} s`));
+    if (iteration || of) parts.push(make("span", {}, of ? `iteration ${iteration} of ${of}` : plural(iteration, "iteration")));
+    if (of) parts.push(make("progress", { max: of, value: Math.min(of, iteration), "aria-label": "Iterations" }));
+    for (const { text } of [...(meta.missing ?? []), ...faults]) parts.push(make("span", { class: "mpk-fault" }, `✗ ${clip(text, 400)}`));
+    state.replaceChildren(...parts);
+    state.hidden = !parts.length;
+    const before = marks.length;
+    marks = [...(meta.missing ?? []), ...faults];
+    const fault = marks.at(-1);
+    if (marks.length > before && layout && fault) for (const task of [fault.before, fault.after]) if (task >= 0 && task < model.n) showTask(task);
+    redraw();
+  }
+  setState(meta.state);
+
   redraw();
   const view = {
-    model, selection, fit, zoom, frames, foldAll, find: (text) => { query.value = text; find(); return matches?.tasks ?? []; },
+    setState, model, selection, fit, zoom, frames, foldAll, find: (text) => { query.value = text; find(); return matches?.tasks ?? []; },
     setMode: (name) => { setMode(name); redraw(); }, showTask, rectOf, pan: (dx, dy) => { ox += dx; oy += dy; redraw(); },
     get layout() { return layout; }, get scale() { return scale; }, setScale: (s) => zoom(s / scale),
   };

@@ -50,8 +50,9 @@ export function mountGraph(el, meta, columns, host = {}) {
   svg.append(defs);
   const clusters = meta.clusters.map((cluster) => {
     const [x, y, width, height] = cluster.box;
-    const area = shape("rect", { x, y, width, height, rx: 6 }), title = shape("text", { x: x + 8, y: y + 13, "font-weight": 600 }, clip(cluster.title, 60));
-    svg.append(area, title);
+    const area = shape("rect", { x, y, width, height, rx: 6 });
+    const title = shape("text", { x: x + 8, y: y + 13, "font-weight": 600, "paint-order": "stroke", "stroke-width": 3 }, clip(cluster.title, 60));
+    svg.append(area);
     return { area, title };
   });
   const lines = meta.lines.map((line) => {
@@ -62,6 +63,7 @@ export function mountGraph(el, meta, columns, host = {}) {
     return { path, text, line };
   });
   for (const { text } of lines) if (text) svg.append(text);
+  for (const { title } of clusters) svg.append(title); // over the lines that cross it
   const boxes = meta.boxes.map((b, k) => {
     const group = shape("g", { "data-box": k }), x = b.x - b.w / 2, y = b.y - meta.high / 2;
     const rect = shape("rect", { x, y, width: b.w, height: meta.high, rx: 4 });
@@ -85,6 +87,7 @@ export function mountGraph(el, meta, columns, host = {}) {
       area.setAttribute("fill", css(theme.line, 0.18));
       area.setAttribute("stroke", css(theme.line));
       title.setAttribute("fill", css(theme.muted));
+      title.setAttribute("stroke", css(theme.bg));
     }
     for (const { path, text, line } of lines) {
       const near = selected.has(line.tail) || selected.has(line.head) || line.tail === cursor || line.head === cursor;

@@ -38,7 +38,7 @@ export function mountTable(el, meta, columns, host = {}) {
     make("table", { "aria-rowcount": model.n + 1 }, make("thead", {}, head), body));
   const toggle = make("button", { type: "button", "aria-pressed": "false", title: "Show the selected tasks only" }, "Selected only");
   const count = make("span", { class: "mpk-hint", "aria-live": "polite" });
-  el.append(make("div", { class: "mpk-bar" }, make("h2", {}, "tasks"), toggle, count), scroll);
+  el.append(make("div", { class: "mpk-bar" }, make("h2", {}, "table of tasks"), toggle, count), scroll);
   shown.forEach((column, k) => {
     const button = make("button", { type: "button" }, column.name);
     button.addEventListener("click", () => { sort = { column: k, down: sort.column === k ? !sort.down : !column.text && k > 0 }; refresh(); });

@@ -1,7 +1,7 @@
 // Every span of every worker on one canvas: typed arrays in, pixels out; 10^6 spans at an interactive pace.
-import { Selection, Tooltip, button, chooser, clip, css, exactNs, formatNs, keepDrawn, make, mix, niceStep, pixel, ramp, readTheme, rgb, upper } from "./common.js";
+import { Selection, Tooltip, button, chooser, clip, css, exactNs, formatNs, keepDrawn, legendEntry, make, mix, niceStep, notesOf, pixel, ramp, readTheme, rgb, upper } from "./common.js";
 
-const GUTTER = 84, AXIS = 24, CURVE = 34, MINIMAP = 30, SCROLLBAR = 10;
+const GUTTER = 84, AXIS = 22, LABELS = 15, CURVE = 28, MINIMAP = 30, SCROLLBAR = 10;
 const LEVELS = 16, SHADES = LEVELS + 2; // a class's colours by coverage, then the one of a span's left edge
 const LANE_SHARE = { compute: 3, loader: 1.4, scheduler: 1.2 };
 
@@ -44,7 +44,7 @@ export function readSpans(meta, columns) {
     for (let i = 0; i < n; i++) op[i] = task[i] < 0 ? -1 : columns.task_op[task[i]];
   }
   const truncated = new Set(columns.truncated);
-  return { n, begin, end, task, op, event, truncated, iteration: columns.iteration, phase: columns.phase, bands, rows };
+  return { n, begin, end, task, op, event, truncated, iteration: columns.iteration, phase: columns.phase, ready: columns.ready, bands, rows };
 }
 
 /** Index of the span of a row that holds time t, or the nearest one at most `slack` away; -1 if none. */
@@ -192,12 +192,15 @@ export function mountTimeline(el, meta, columns, host = {}) {
   const signal = host.signal, selection = host.selection ?? new Selection();
   const spans = readSpans(meta, columns);
   const span = Math.max(1, meta.end_ns);
+  // Above the rows: ticks, a line of labels for iterations and one for bounds where there are any, one or two curves.
+  const iterationY = AXIS, boundY = AXIS + (meta.iterations.length > 1 ? LABELS : 0), curveY = boundY + (meta.bounds.length ? LABELS : 0);
+  const rowsY = curveY + CURVE * (spans.ready ? 2 : 1) + 2;
   const groups = meta.groups;
   const bandTop = []; // in CSS pixels from the first row, filled by layout()
 
   // what is shown
-  let t0 = 0, t1 = span, top = 0, bandHeight = 0, rowScale = 1, colour = { mode: null }, hover = null, cursor = null, drag = null;
-  let theme = null, lut = null, idle = null, colours = null, image = null, activity = null, overview = null, picked = new Map();
+  let t0 = 0, t1 = span, top = 0, bandHeight = 0, rowScale = 1, colour = { mode: null }, hover = null, cursor = null, drag = null, alone = -1;
+  let theme = null, lut = null, idle = null, colours = null, image = null, activity = null, waiting = null, picked = new Map();
   const frames = [];
 
   // ---- elements
@@ -218,9 +221,8 @@ export function mountTimeline(el, meta, columns, host = {}) {
   bar.append(make("span", { class: "mpk-space" }), make("span", { class: "mpk-hint" }, "Ctrl + wheel zooms · drag pans · click selects a task"));
   const table = make("details", {}, make("summary", {}, "Table of the spans in view"), make("div", { class: "mpk-scroll" }));
   table.addEventListener("toggle", fillTable);
-  el.append(bar, box, legend, live, table);
-  const rowsWanted = spans.bands.length;
-  box.style.height = (meta.height || Math.round(Math.min(560, Math.max(200, AXIS + CURVE + MINIMAP + 16 + rowsWanted * 34)))) + "px";
+  el.append(bar, ...notesOf(meta), box, legend, live, table);
+  box.style.height = (meta.height || Math.round(Math.min(600, Math.max(200, rowsY + MINIMAP + 16 + spans.bands.length * 34)))) + "px";
   const context = canvas.getContext("2d", { alpha: false });
   const redraw = keepDrawn(box, draw, signal);
 
@@ -230,6 +232,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
   }
 
   function setMode(name) {
+    alone = -1;
     colour = { mode: name, ...classify(name, meta, spans, columns) };
     mode.querySelector("select").value = name;
     theme = null;
@@ -246,8 +249,9 @@ export function mountTimeline(el, meta, columns, host = {}) {
       : c.colour === null || c.colour === undefined ? theme.muted : shade(palette, c.colour));
     lut = new Uint32Array(colours.length * SHADES);
     colours.forEach((c, k) => {
-      for (let v = 0; v <= LEVELS; v++) lut[k * SHADES + v] = pixel(mix(theme.bg, c, v / LEVELS));
-      lut[k * SHADES + LEVELS + 1] = pixel(mix(theme.bg, c, 0.55));
+      const strength = alone >= 0 && alone !== k ? 0.16 : 1;
+      for (let v = 0; v <= LEVELS; v++) lut[k * SHADES + v] = pixel(mix(theme.bg, c, (strength * v) / LEVELS));
+      lut[k * SHADES + LEVELS + 1] = pixel(mix(theme.bg, c, 0.55 * strength));
     });
     idle = Uint8Array.from(colour.classes, (c) => (c.idle ? 1 : 0));
     drawLegend();
@@ -263,21 +267,23 @@ export function mountTimeline(el, meta, columns, host = {}) {
   function drawLegend() {
     const shown = colour.classes.map((c, k) => [c, k]).filter(([, k]) => colour.used[k]);
     const few = shown.slice(0, 24);
-    legend.replaceChildren(...few.map(([c, k]) => {
-      const swatch = make("i", { class: "mpk-swatch" + (c.idle ? " mpk-idle" : "") });
-      swatch.style.background = css(colours[k]);
-      return make("span", {}, swatch, clip(c.name, 60));
-    }));
+    legend.replaceChildren(...few.map(([c, k]) => legendEntry(css(colours[k]), c.name, c.idle, alone === k, () => {
+      alone = alone === k ? -1 : k;
+      rebuild();
+      redraw();
+    })));
     if (shown.length > few.length) legend.append(make("span", {}, `and ${shown.length - few.length} more`));
+    if (shown.some(([c]) => c.idle)) legend.append(make("span", {}, "· half height: not working"));
+    for (const bound of meta.bounds) legend.append(make("span", {}, `┆ ${clip(bound.name, 60)} ${formatNs(bound.at)}`));
   }
 
   // ---- geometry: CSS pixels
   function layout() {
     const width = box.clientWidth, height = box.clientHeight;
-    const plot = { x: GUTTER, y: AXIS + CURVE, w: Math.max(10, width - GUTTER - SCROLLBAR), h: Math.max(10, height - AXIS - CURVE - MINIMAP) };
+    const plot = { x: GUTTER, y: rowsY, w: Math.max(10, width - GUTTER - SCROLLBAR), h: Math.max(10, height - rowsY - MINIMAP) };
     const headers = groups.length > 1 ? groups.length * 16 : 0;
     const free = (plot.h - headers) / Math.max(1, spans.bands.length);
-    bandHeight = Math.max(2, Math.min(46, Math.max(3, free)) * rowScale);
+    bandHeight = Math.max(2, Math.min(46, Math.max(2, free)) * rowScale);
     let y = 0, group = null;
     spans.bands.forEach((band, b) => {
       if (groups.length > 1 && band.group !== group) y += 16;
@@ -424,7 +430,24 @@ export function mountTimeline(el, meta, columns, host = {}) {
           context.lineWidth = 1;
         });
       }
+      const shown = cursor ?? (hover?.i >= 0 ? hover : null), error = shown ? shown.row.lane.band.error * plot.perNs : 0;
+      if (error >= 1.5) eachPlaced(plot, (row) => (row === shown.row ? [shown.i] : null), (i, x, w, y, h) => errorBars(x, w, y + h / 2, error));
     });
+  }
+  /** How far a span's ends may really lie from where they are drawn. */
+  function errorBars(x, w, y, error) {
+    for (const [style, thick] of [[css(theme.bg), 3], [css(theme.fg), 1]]) {
+      context.strokeStyle = style;
+      context.lineWidth = thick;
+      context.beginPath();
+      for (const end of [x, x + w]) {
+        context.moveTo(end - error, y);
+        context.lineTo(end + error, y);
+        for (const tip of [end - error, end + error]) { context.moveTo(tip, y - 4); context.lineTo(tip, y + 4); }
+      }
+      context.stroke();
+    }
+    context.lineWidth = 1;
   }
 
   function drawLabels(plot) {
@@ -465,6 +488,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
     context.textAlign = "right";
     const [first, last] = visible(plot);
     const every = Math.max(1, Math.ceil(13 / bandHeight));
+    let free = -Infinity;
     context.save();
     context.beginPath();
     context.rect(0, plot.y, plot.x + plot.w, plot.h);
@@ -479,9 +503,11 @@ export function mountTimeline(el, meta, columns, host = {}) {
         context.fillText(clip(groups[band.group], 80), 6, y - 8);
         context.textAlign = "right";
       }
-      if (b % every) continue;
+      const middle = Math.max(y + Math.min(bandHeight / 2, 20), plot.y + 6);
+      if (b % every || middle < free) continue;
+      free = middle + 12;
       context.fillStyle = css(cursor?.row.lane.band === band || hover?.band === band ? theme.fg : theme.muted);
-      context.fillText(band.sm >= 0 ? `w${band.worker} · ${meta.place} ${band.sm}` : `worker ${band.worker}`, plot.x - 6, Math.max(y + Math.min(bandHeight / 2, 20), plot.y + 6), plot.x - 8);
+      context.fillText(band.sm >= 0 ? `w${band.worker} · ${meta.place} ${band.sm}` : `worker ${band.worker}`, plot.x - 6, middle, plot.x - 8);
     }
     context.restore();
   }
@@ -504,27 +530,15 @@ export function mountTimeline(el, meta, columns, host = {}) {
     context.lineTo(plot.x + plot.w, AXIS - 0.5);
     context.stroke();
     clipLines(plot, () => {
-      context.textAlign = "left";
-      let free = -Infinity;
       const shown = meta.iterations.filter((it) => it.begin <= t1 && it.end >= t0);
-      if (shown.length < plot.w / 3) {
-        for (const it of shown) {
-          const x = Math.round(toX(plot, it.begin)) + 0.5;
-          line(x, AXIS, plot.y + plot.h, css(theme.fg, 0.45), []);
-          if (x > free && meta.iterations.length > 1) {
-            const left = Math.max(x, plot.x), next = shown[shown.indexOf(it) + 1];
-            if (x < plot.x && next && toX(plot, next.begin) < plot.x + 80) continue;
-            tag(`iteration ${it.index}`, left, AXIS);
-            free = left + 76;
-          }
-        }
+      if (shown.length < plot.w / 3) for (const it of shown) line(Math.round(toX(plot, it.begin)) + 0.5, iterationY, plot.y + plot.h, css(theme.fg, 0.45), []);
+      if (meta.iterations.length > 1) {
+        // The one under way at the left edge keeps its name there.
+        tags(shown.map((it) => [Math.max(toX(plot, it.begin), plot.x), `iteration ${it.index}`]), iterationY, plot);
       }
-      for (const bound of meta.bounds) {
-        const x = toX(plot, bound.at);
-        if (x < plot.x || x > plot.x + plot.w) continue;
-        line(x, AXIS, plot.y + plot.h, css(theme.accent), [5, 3]);
-        tag(`${bound.name} ${formatNs(bound.at)}`, x, AXIS + 17, plot.x + plot.w);
-      }
+      const bounds = meta.bounds.map((bound) => [toX(plot, bound.at), `${clip(bound.name, 40)} ${formatNs(bound.at)}`]).filter(([x]) => x >= plot.x && x <= plot.x + plot.w);
+      for (const [x] of bounds) line(Math.round(x) + 0.5, boundY, plot.y + plot.h, css(theme.accent), [5, 3]);
+      tags(bounds, boundY, plot);
       if (hover) line(Math.round(hover.x) + 0.5, AXIS, plot.y + plot.h, css(theme.fg, 0.5), [2, 2]);
     });
     context.textAlign = "right";
@@ -532,13 +546,21 @@ export function mountTimeline(el, meta, columns, host = {}) {
     context.fillText(hover ? formatNs(hover.t, 7) : `${formatNs(t1 - t0, 3)} shown`, plot.x - 6, 10, plot.x - 8);
   }
 
-  /** Text on a ground of its own beside x, on its left where the right has no room. */
-  function tag(text, x, y, right = Infinity) {
-    const room = context.measureText(text).width + 8, left = x + room > right ? x - room : x;
-    context.fillStyle = css(theme.bg, 0.85);
-    context.fillRect(left + 1, y, room, 14);
-    context.fillStyle = css(theme.fg);
-    context.fillText(text, left + 5, y + 7);
+  /** Texts beside their lines, right of them or left where the right has no room; what has room on neither side is left out. */
+  function tags(entries, y, plot) {
+    context.textAlign = "left";
+    const right = plot.x + plot.w, sorted = entries.sort((a, b) => a[0] - b[0]);
+    let free = plot.x;
+    sorted.forEach(([x, text], k) => {
+      const room = context.measureText(text).width + 8, next = sorted[k + 1]?.[0] ?? right;
+      const left = x + room <= Math.min(next, right) ? x : x - room >= free ? x - room : x + room <= right && x >= free ? x : null;
+      if (left === null || left < free) return;
+      context.fillStyle = css(theme.bg, 0.9);
+      context.fillRect(left + 1, y, room - 1, LABELS);
+      context.fillStyle = css(theme.fg);
+      context.fillText(text, left + 4, y + LABELS / 2);
+      free = left + room;
+    });
   }
 
   const axisLabel = (t, tick) => {
@@ -549,7 +571,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
   const clipLines = (plot, paintInside) => {
     context.save();
     context.beginPath();
-    context.rect(plot.x, AXIS, plot.w, CURVE + plot.h);
+    context.rect(plot.x, AXIS, plot.w, plot.y + plot.h - AXIS);
     context.clip();
     paintInside();
     context.restore();
@@ -571,17 +593,21 @@ export function mountTimeline(el, meta, columns, host = {}) {
       for (let i = row.lo; i < row.hi; i++) if (work[spans.phase[i]]) { begins.push(spans.begin[i]); ends.push(spans.end[i]); }
     }
     activity = new Activity(begins, ends);
-    overview = null;
+    if (spans.ready) {
+      const from = [], to = [];
+      for (let i = 0; i < spans.n; i++) if (spans.ready[i] > 0) { from.push(spans.begin[i] - spans.ready[i]); to.push(spans.begin[i]); }
+      waiting = new Activity(from, to);
+    }
     redraw();
   }
 
-  function area(x, y, w, h, a, b, most, style) {
+  function area(of, x, y, w, h, a, b, most, style) {
     context.fillStyle = style;
     context.beginPath();
     context.moveTo(x, y + h);
-    let before = activity.total(a);
+    let before = of.total(a);
     for (let p = 0; p < w; p++) {
-      const t = a + ((p + 1) * (b - a)) / w, now = activity.total(t);
+      const t = a + ((p + 1) * (b - a)) / w, now = of.total(t);
       const v = Math.max(0, (now - before) / ((b - a) / w) / most);
       context.lineTo(x + p, y + h - v * h);
       context.lineTo(x + p + 1, y + h - v * h);
@@ -592,21 +618,36 @@ export function mountTimeline(el, meta, columns, host = {}) {
   }
 
   function drawCurve(plot) {
-    const most = spans.bands.length, y = AXIS + 2, h = CURVE - 6;
-    context.textAlign = "right";
-    context.fillStyle = css(theme.muted);
-    context.fillText("executing", plot.x - 6, y + 8);
-    if (!activity) return;
-    area(plot.x, y, Math.floor(plot.w), h, t0, t1, most, css(theme.accent, 0.35));
-    context.fillStyle = css(theme.muted);
-    context.fillText(hover ? `${activity.mean(hover.t - 0.5 / plot.perNs, hover.t + 0.5 / plot.perNs).toFixed(1)} of ${most}` : `of ${most}`, plot.x - 6, y + 22);
+    const w = Math.floor(plot.w), h = CURVE - 4, workers = spans.bands.length;
+    const curve = (of, y, name, most, style) => {
+      const at = hover && of ? of.mean(hover.t - 0.5 / plot.perNs, hover.t + 0.5 / plot.perNs).toFixed(1) : "";
+      context.textAlign = "right";
+      context.fillStyle = css(theme.muted);
+      context.fillText(name, plot.x - 6, y + 7, plot.x - 8);
+      context.fillText(of ? `${at ? at + " " : ""}of ${most}` : "", plot.x - 6, y + 19, plot.x - 8);
+      if (of) area(of, plot.x, y, w, h, t0, t1, most, style);
+    };
+    curve(activity, curveY + 2, "executing", workers, css(theme.accent, 0.4));
+    if (spans.ready) curve(waiting, curveY + CURVE + 2, "ready", waiting ? mostWaiting(plot) : 0, css(theme.muted, 0.6));
+  }
+  /** The highest point of the lower curve in this window, rounded up to a number that reads well. */
+  function mostWaiting(plot) {
+    let most = 1, before = waiting.total(t0);
+    const steps = Math.floor(plot.w);
+    for (let p = 1; p <= steps; p++) {
+      const now = waiting.total(t0 + (p * (t1 - t0)) / steps);
+      most = Math.max(most, ((now - before) * steps) / (t1 - t0));
+      before = now;
+    }
+    const step = niceStep(most, 4);
+    return Math.ceil(most / step) * step;
   }
 
   function drawMinimap(plot) {
     const y = plot.y + plot.h + 6, h = MINIMAP - 8;
     context.fillStyle = css(mix(theme.bg, theme.line, 0.35));
     context.fillRect(plot.x, y, plot.w, h);
-    if (activity) area(plot.x, y, Math.floor(plot.w), h, 0, span, spans.bands.length, css(theme.muted, 0.55));
+    if (activity) area(activity, plot.x, y, Math.floor(plot.w), h, 0, span, spans.bands.length, css(theme.muted, 0.55));
     const a = plot.x + (t0 / span) * plot.w, b = plot.x + (t1 / span) * plot.w;
     context.strokeStyle = css(theme.accent);
     context.lineWidth = 2;
@@ -692,6 +733,8 @@ export function mountTimeline(el, meta, columns, host = {}) {
     if (spans.event[i] >= 0) ids.push(`event ${spans.event[i]}`);
     if (spans.iteration[i] >= 0) ids.push(`iteration ${spans.iteration[i]}`);
     if (ids.length) lines.push(ids.join(" · "));
+    if (spans.ready?.[i]) lines.push(`was ready ${exactNs(spans.ready[i])} before it began`);
+    if (colour.mode && !["kind", "phase", "layer", "operator"].includes(colour.mode)) lines.push(`${colour.mode}: ${colour.classes[colour.of[i]].name}`);
     lines.push(`took ${exactNs(spans.end[i] - spans.begin[i])}${error}`, `from ${exactNs(spans.begin[i])} to ${exactNs(spans.end[i])}${error}`, who);
     if (spans.truncated.has(i)) lines.push("cut short: its end was not recorded");
     return lines;
