@@ -22,7 +22,7 @@ _HOME = {
     "predict": "simulator", "simulate": "simulator", "fit_costs": "calibration",
     "emit": "codegen", "pack": "codegen",
     "Profile": "profile", "Window": "profile", "recording": "profile", "recordings": "profile",
-    "cite": "citing",
+    "cite": "citing", "check": "exercises", "glossary": "words",
     "Studio": "widgets.studio", "graph_view": "widgets.operator_graph", "task_dag": "widgets.task_dag",
     "timeline": "widgets.timeline",
     "Generation": "run", "Kernel": "run", "profiling": "run.profiling", "Result": "run", "Session": "run", "build": "run",
@@ -43,6 +43,11 @@ def __getattr__(name: str) -> Any:
     value = getattr(module, name) if home else module
     globals()[name] = value
     return value
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext mpklab`: the magics, of which `%%mpk_profile` profiles the kernels that a cell runs."""
+    import_module("mpklab.magics").register(shell)
 
 
 def __dir__() -> list[str]:

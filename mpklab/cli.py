@@ -80,6 +80,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("demo", "compile SmolLM2-135M, let it answer a question, leave pictures", "mpklab.demo"),
         ("doctor", "say what is there, what is missing, and what would bring it", "mpklab.doctor"),
         ("profile", "look into a recording", "mpklab.profile_cli"),
+        ("view", "a recording as a page: timeline, tasks, operators and source, linked", "mpklab.view_cli"),
+        ("rerun", "run what a recording ran once more, and say what differs", "mpklab.rerun_cli"),
+        ("notebooks", "copy the notebooks to a folder of your own", "mpklab.notebooks_cli"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         if argv[:1] == [name]:

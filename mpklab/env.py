@@ -96,6 +96,11 @@ def profiles_folder() -> Path:
     return _shipped("profiles")
 
 
+def notebooks_folder() -> Path:
+    """The notebooks that ship with mpklab: inside the installed package, or beside it in a checkout."""
+    return _shipped("notebooks")
+
+
 def private_folder(path: Path) -> Path:
     """Make a folder that only this user can write, and refuse one that others could have filled.
 

@@ -285,6 +285,13 @@ def recording(name: str) -> Profile:
     return Profile.load(path)
 
 
+def open_profile(name: str) -> Profile:
+    """A `.mpkprof` file by its path, or one of the project's recordings by its name."""
+    if not Path(name).exists() and not name.endswith(SUFFIX) and name in recordings():
+        return recording(name)
+    return Profile.load(name)
+
+
 def _recording_folders() -> list[Path]:
     package = Path(__file__).resolve().parent
     return [p for p in (package / "profiles", package.parent / "profiles") if p.is_dir()][:1]

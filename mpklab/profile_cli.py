@@ -18,7 +18,7 @@ from mpklab.errors import ProfileError
 from mpklab.exports import FORMATS, export
 from mpklab.frames.tables import family
 from mpklab.imports import FORMATS as IMPORTS
-from mpklab.profile import SUFFIX, Profile, recording, recordings
+from mpklab.profile import Profile, open_profile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,17 +71,11 @@ def _top(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=20, metavar="N", help="at most so many rows; 0: all (default: 20)")
 
 
-def _open(name: str) -> Profile:
-    if not Path(name).exists() and not name.endswith(SUFFIX) and name in recordings():
-        return recording(name)
-    return Profile.load(name)
-
-
 def _each(args: argparse.Namespace, make: Callable[[Profile], tuple[Any, Callable[[], None]]]) -> int:
     """Print an answer per file, or all of them as one JSON object by file name."""
     whole = {}
     for name in args.files:
-        data, show = make(_open(name))
+        data, show = make(open_profile(name))
         whole[name] = data
         if not args.json:
             if len(args.files) > 1:
@@ -219,7 +213,7 @@ def _blame(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    table = _cut(analysis.diff(_open(args.before), _open(args.after), by=args.by), args.top)
+    table = _cut(analysis.diff(open_profile(args.before), open_profile(args.after), by=args.by), args.top)
     if args.json:
         print(json.dumps(_rows(table), indent=1))
     else:
@@ -228,7 +222,7 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    path = export(_open(args.files[0]), args.output, select=args.select)
+    path = export(open_profile(args.files[0]), args.output, select=args.select)
     print(json.dumps({"path": str(path)}) if args.json else f"wrote {path}")
     return 0
 

@@ -16,9 +16,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mpklab"
 
 # Left imports nothing from its right. A folder counts as one stage.
 STAGES = """
-    errors presented env console progress diagnosis stamp dims abi device machine ops graph passes models layers tracer tasks schedule
+    errors words exercises presented env console progress diagnosis stamp dims abi device machine ops graph passes models layers tracer tasks schedule
     verifier reference codegen builder profile recipe simulator run frames calibration timing analysis
-    imports exports citing study plots widgets pipeline cards present
+    imports exports citing study plots widgets magics pipeline cards present
 """.split()
 FREE = {
     "cli",
@@ -26,6 +26,9 @@ FREE = {
     "demo",
     "bench",
     "profile_cli",
+    "view_cli",
+    "rerun_cli",
+    "notebooks_cli",
     "__main__",
     "__init__",
 }  # programs and the front door: may import anything

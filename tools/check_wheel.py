@@ -29,6 +29,12 @@ def main() -> int:
         clean["MPKLAB_CACHE"] = str(place / "cache")
         subprocess.run([python, script, "--here"], cwd=place, env=clean, check=True)
         subprocess.run([python.with_name("mpklab"), "--version"], cwd=place, env=clean, check=True)
+        subprocess.run([python.with_name("mpklab"), "notebooks", "mine"], cwd=place, env=clean, check=True)
+        missing = {book.name for book in (ROOT / "notebooks").glob("*.ipynb")} - {
+            p.name for p in (place / "mine").iterdir()
+        }
+        if missing:
+            raise SystemExit(f"the wheel lacks notebooks: {', '.join(sorted(missing))}")
     return 0
 
 
