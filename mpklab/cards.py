@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from mpklab import analysis, frames
 from mpklab.analysis.idle import CLASSES
 from mpklab.schedule import task_seconds
+from mpklab.simulator import predict
 
 if TYPE_CHECKING:
     from mpklab.graph import Graph
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from mpklab.tasks import TaskGraph
 
 Rows = list[tuple[str, str]]
+MOST_PREDICTED = 20_000  # tasks; a card should not take longer than a blink
 USEFUL = ("execute", "gather", "recording")  # classes of a worker's time that are no bubbles
 
 
@@ -25,18 +28,26 @@ def graph(value: Graph) -> Rows:
     flops, moved = value.cost
     return [
         ("operators", str(len(value.operators))),
-        ("weights", f"{value.weight_bytes() / 1e6:,.1f} MB"),
+        ("parameters", f"{_parameters(value):,} in {value.weight_bytes() / 1e6:,.1f} MB"),
         ("a step", f"{flops / 1e9:.3f} GFLOP, {moved / 1e6:,.1f} MB"),
         ("dims", ", ".join(f"{d} ≤ {d.max}" for d in value.dims) or "none"),
     ]
 
 
 def tasks(value: TaskGraph) -> Rows:
-    kinds: dict[str, int] = {}
-    for o, count in zip(value.operators, np.diff(value.first), strict=True):
-        kinds[o.op] = kinds.get(o.op, 0) + int(count)
+    each: dict[str, list[int]] = {}
+    for i, o in enumerate(value.operators):
+        each.setdefault(o.op, []).append(i)
+    count = np.diff(value.first)
+    moved = np.add.reduceat(value.bytes, value.first[:-1]) if len(value) else np.zeros(len(count))
+    tiles = []
+    for kind, some in sorted(each.items(), key=lambda item: -int(count[item[1]].sum())):
+        low, high = int(count[some].min()), int(count[some].max())
+        size = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        tiles.append(f"{kind} {len(some)} × {size} tiles, {moved[some].sum() / 1e6:,.1f} MB")
     return [
-        ("tasks", f"{len(value):,}: " + ", ".join(f"{n:,} {k}" for k, n in sorted(kinds.items(), key=lambda x: -x[1]))),
+        ("tasks", f"{len(value):,}"),
+        ("by operator", "; ".join(tiles)),
         ("events", f"{len(value.need):,} with {len(value.wait_event):,} waits and {len(value.signal_event):,} signals"),
         ("implied edges", f"{sum(e.count for e in value.edges):,} in {len(value.edges):,} sets"),
         ("a step", f"{value.bytes.sum() / 1e6:,.1f} MB, {value.flops.sum() / 1e9:.3f} GFLOP"),
@@ -46,13 +57,30 @@ def tasks(value: TaskGraph) -> Rows:
 
 def schedule(value: Schedule) -> Rows:
     rows = [("policy", f"{value.mode}, {value.policy}"), ("workers", str(value.workers))]
+    seconds = task_seconds(value.tasks)
     if (value.worker >= 0).all():
-        seconds = np.bincount(value.worker, weights=task_seconds(value.tasks), minlength=value.workers)
-        load = f"{seconds.min() * 1e6:,.1f} to {seconds.max() * 1e6:,.1f} µs, {seconds.max() / seconds.mean():.3f} × the mean"
-        rows.append(("estimated load", load))
+        load = np.bincount(value.worker, weights=seconds, minlength=value.workers)
+        rows.append(
+            (
+                "load per worker",
+                f"{load.min() * 1e6:,.1f} to {load.max() * 1e6:,.1f} µs, {load.max() / load.mean():.3f} × the mean",
+            )
+        )
+    else:
+        rows.append(("load per worker", "decided at run time"))
+    if len(value.tasks) <= MOST_PREDICTED:
+        told = predict(value)
+        rows.append(("predicted makespan", f"{told.iteration_ns / 1e3:,.1f} µs an iteration, by {told.costs.source}"))
+    else:
+        rows.append(("predicted makespan", f"mk.predict(schedule) says, in seconds for {len(value.tasks):,} tasks"))
     machine = value.tasks.machine
-    bound = value.tasks.bytes.sum() / machine.bandwidth
-    rows.append(("memory bound", f"{bound * 1e6:,.1f} µs at {machine.bandwidth / 1e9:,.0f} GB/s"))
+    memory, work = value.tasks.bytes.sum() / machine.bandwidth, seconds.sum() / value.workers
+    rows.append(
+        (
+            "bounds",
+            f"memory {memory * 1e6:,.1f} µs at {machine.bandwidth / 1e9:,.0f} GB/s, work {work * 1e6:,.1f} µs a worker",
+        )
+    )
     rows.append(("verified", "✓" if value.verified else "not yet"))
     return rows
 
@@ -61,7 +89,8 @@ def kernel(value: Kernel) -> Rows:
     library = value.library()
     rows = [
         ("compiler", library.compiler.rpartition("/")[2]),
-        ("built in", f"{library.seconds:.2f} s{', from the cache' if library.cached else ''}"),
+        ("built in", f"{library.seconds:.2f} s"),
+        ("cache", "hit" if library.cached else "miss: compiled now"),
         ("folder", str(library.folder)),
     ]
     used = value.resources
@@ -76,18 +105,14 @@ def kernel(value: Kernel) -> Rows:
 
 def generation(value: Generation) -> Rows:
     each = value.seconds * 1e3 / len(value.tokens) if value.tokens else float("nan")
-    rows = [("tokens", f"{len(value.tokens)} in {value.seconds:.3f} s, {each:.2f} ms each")]
-    rows.append(("prompt", f"{value.prefill_seconds:.3f} s"))
+    rows = [("text", value.text or "(token ids only)"), ("tokens", f"{len(value.tokens)} in {value.seconds:.3f} s")]
+    spread = "; profile=1 records its spread"
     if value.profile is not None and value.profile.level:
-        steps = (
-            frames.spans(value.profile)
-            .query("phase == 'iteration'")
-            .groupby("iteration")
-            .agg({"begin_ns": "min", "end_ns": "max"})
-        )
-        ms = (steps["end_ns"] - steps["begin_ns"]) / 1e6
+        ms = analysis.iterations(value.profile)["dur_ns"].to_numpy(float) / 1e6
         if len(ms) > 1:
-            rows.append(("recorded steps", f"median {ms.median():.2f} ms, {ms.min():.2f} to {ms.max():.2f}"))
+            spread = f"; recorded: median {np.median(ms):.2f} ms, {ms.min():.2f} to {ms.max():.2f}"
+    rows.append(("a token", f"{each:.2f} ms on average{spread}"))
+    rows.append(("prompt", f"{value.prefill_seconds:.3f} s"))
     return rows
 
 
@@ -95,16 +120,24 @@ def profile(value: Profile) -> Rows:
     idle = analysis.bubbles(value)
     total = float(idle["makespan_ns"].sum())
     lost = sorted(((float(idle[c].sum()), c) for c in CLASSES if c in idle and c not in USEFUL), reverse=True)[:3]
+    makespan = float(idle["makespan_ns"].max()) if len(idle) else 0.0
+    best = analysis.bounds(value).iloc[0]
     rows = [
         ("health", str(frames.verdict(value))),
-        ("makespan", f"{float(idle['makespan_ns'].max()) / 1e6:.3f} ms"),
-        ("efficiency", f"{analysis.efficiency(value):.1%} of the best bound"),
+        ("makespan", f"{makespan / 1e6:.3f} ms ± {frames.residual(value):,.0f} ns"),
+        ("efficiency", f"{best['share']:.1%} of the best bound, {best['bound']}: {best['why']}"),
     ]
-    rows += [(f"bubble: {c}", f"{ns / total:.1%} of worker time: {CLASSES[c]}") for ns, c in lost]
-    found = analysis.explain(value)
+    rows += [(f"bubble: {c}", f"{ns / total:.1%} of worker time: {CLASSES[c]}") for ns, c in lost if ns]
+    found = analysis.explain(value, top=1, gains=False)  # replays would take a second
     if len(found):
         rows.append(("first finding", str(found.iloc[0]["finding"])))
     return rows
+
+
+def _parameters(value: Graph) -> int:
+    """Numbers in the graph's weights: of a merged weight its parts, and not the table of rotations, which is computed."""
+    weights = (t for t in value.tensors.values() if t.role == "weight" and not t.parts and t.name != "rope")
+    return sum(math.prod(t.type.sizes) for t in weights)
 
 
 CARDS: dict[str, Any] = {

@@ -1,5 +1,7 @@
 """What a cell shows of every value, field by field, in text and in a card without scripts."""
 
+import re
+
 import pytest
 
 import mpklab as mk
@@ -22,11 +24,11 @@ def values():
 
 
 FIELDS = {
-    "Graph": ("operators", "weights", "a step", "dims"),
-    "TaskGraph": ("tasks", "events", "implied edges", "a step", "machine"),
-    "Schedule": ("policy", "workers", "estimated load", "memory bound", "verified"),
-    "Kernel": ("compiler", "built in", "folder"),
-    "Generation": ("tokens", "prompt"),
+    "Graph": ("operators", "parameters", "a step", "dims"),
+    "TaskGraph": ("tasks", "by operator", "events", "implied edges", "a step", "machine"),
+    "Schedule": ("policy", "workers", "load per worker", "predicted makespan", "bounds", "verified"),
+    "Kernel": ("compiler", "built in", "cache", "folder"),
+    "Generation": ("text", "tokens", "a token", "prompt"),
     "Profile": ("health", "makespan", "efficiency", "bubble", "first finding"),
 }
 
@@ -39,6 +41,42 @@ def test_every_field_is_there(values, kind):
         assert f"\n  {field}" in shown["text/plain"], shown["text/plain"]
         assert f">{field}" in shown["text/html"]
     assert "<script" not in shown["text/html"]
+
+
+def rows(value):
+    return dict(__import__("mpklab.cards").cards.CARDS[type(value).__name__](value))
+
+
+def test_what_the_fields_say(values):
+    """Each number against one that was got another way."""
+    model = values["Kernel"].model
+    graph, tasks, schedule = values["Graph"], values["TaskGraph"], values["Schedule"]
+    assert f"{sum(w.numel() for w in model.weights.values()):,} in " in rows(graph)["parameters"]
+    assert rows(tasks)["tasks"] == f"{len(tasks):,}"
+    counted = [
+        int(n) * int(m.replace(",", "")) for n, m in re.findall(r"(\d+) × ([\d,]+) tiles", rows(tasks)["by operator"])
+    ]
+    assert "to" not in rows(tasks)["by operator"] and sum(counted) == len(tasks)
+    told = mk.predict(schedule).iteration_ns / 1e3
+    assert rows(schedule)["predicted makespan"].startswith(f"{told:,.1f} µs")
+    assert rows(schedule)["verified"] == "✓" and rows(mk.assign(tasks))["verified"] == "not yet"
+    assert "run time" in rows(mk.assign(tasks, mode="dynamic"))["load per worker"]
+    assert rows(values["Kernel"])["cache"] in ("hit", "miss: compiled now")
+    assert "recorded: median" in rows(values["Generation"])["a token"]
+    plain = values["Kernel"].generate([1, 2, 3], 2)
+    assert rows(plain)["a token"].endswith("profile=1 records its spread")
+    profile = values["Profile"]
+    assert rows(profile)["makespan"].endswith(f"± {mk.frames.residual(profile):,.0f} ns")
+    assert sum(label.startswith("bubble: ") for label in rows(profile)) <= 3
+    assert rows(profile)["first finding"] == profile.explain(top=1, gains=False)["finding"].iloc[0]
+
+
+def test_a_gpu_kernel_says_what_it_takes(values, monkeypatch):
+    log = "ptxas info: Used 128 registers, 24 bytes spill stores, 36 bytes spill loads, 1024 bytes smem"
+    monkeypatch.setattr(mk.Kernel, "resources", __import__("mpklab.device").device.resources(log))
+    found = rows(values["Kernel"])
+    assert found["registers"] == "128 a thread" and found["spills"] == "24 bytes stored, 36 loaded"
+    assert found["shared memory"].startswith("1,024 bytes")
 
 
 def test_a_graph_shows_its_picture(values):
