@@ -60,12 +60,16 @@ MPK_KERNEL(mpk_odd_float, OddFloat, 0, 8)
 // One kernel per operator, two blocks of which share an SM.
 #define MPK_OPERATOR(name, variant)                                                                                \
   extern "C" __global__ void __launch_bounds__(mpk::threads<8>(), 2) name(const __grid_constant__ Launch launch) { \
-    run_device<Variants<variant>, 0, 8, 16384, 5, 4, 0, Holds::operator_>(launch);                                 \
+    run_device<Variants<variant>, 0, 8, 32768, 3, 2, 0, Holds::operator_>(launch);                                 \
   }
 
 using Down = Linear<bf16, bf16, 1024, 3072, 1, -1, 0, eps, Epilogue::residual, 0, 0, 1, bf16, 0>;
 using Attend = Attention<bf16, 16, 8, 128, 1024, 16, 0, 2048, 3072, 4096, 4096, 4096, 1, eps, bf16, 1, -1>;
 using Next = Advance<1, 1024, 1, -1>;
+
+static_assert(blocks_together<Variants<Down>, 8, 32768, 3>(232448) == 2);
+static_assert(blocks_together<Variants<Down>, 8, 32768, 6>(232448) == 1);
+static_assert(blocks_together<Variants<Down>, 16, 32768, 3>(232448) == 1);
 
 MPK_OPERATOR(mpk_operator_down, Down)
 MPK_OPERATOR(mpk_operator_attention, Attend)

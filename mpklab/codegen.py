@@ -118,7 +118,6 @@ def _host_entry() -> list[str]:
 
 
 # What a CUDA kernel is made with unless the plan says otherwise; FACTS of one H200 in profiles/LOG.md.
-BLOCK_BYTES = 32768  # of shared memory that a block takes beside its ring, at most
 DEVICE_SETTINGS = {"consumer_warps": 8, "page_bytes": 32768, "pages": 6, "in_flight": 2, "l2_bytes": 0}
 
 
@@ -132,19 +131,18 @@ def device_settings(settings: Any) -> dict[str, int]:
 
 def _device_entry(schedule: Schedule, level: int) -> list[str]:
     holds = ", mpk::Holds::pools" if schedule.handout is not None else ""
-    return _entry("mpk_kernel", f"Kernel, {level}", device_settings(schedule.tasks.plan.settings), 1, holds)
+    return _entry("mpk_kernel", f"Kernel, {level}", device_settings(schedule.tasks.plan.settings), "1", holds)
 
 
 def _operator_entry(schedule: Schedule, variant: int) -> list[str]:
-    """Where the plan leaves an SM room for two blocks, the next operator's are there before this one's have ended."""
     s = device_settings(schedule.tasks.plan.settings)
-    room = schedule.tasks.machine.shared_bytes // (s["pages"] * s["page_bytes"] + BLOCK_BYTES)
-    blocks = 2 if room >= 2 and s["consumer_warps"] <= 8 else 1  # threads of two larger blocks lack registers
-    kernel = f"mpk::Variants<Operator{variant}>, 0"
-    return _entry(f"mpk_operator_{variant}", kernel, s, blocks, ", mpk::Holds::operator_")
+    kernel = f"mpk::Variants<Operator{variant}>"
+    shape = f"{kernel}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}"
+    blocks = f"mpk::blocks_together<{shape}>({schedule.tasks.machine.shared_bytes})"
+    return _entry(f"mpk_operator_{variant}", f"{kernel}, 0", s, blocks, ", mpk::Holds::operator_")
 
 
-def _entry(name: str, kernel: str, s: dict[str, int], blocks: int, holds: str) -> list[str]:
+def _entry(name: str, kernel: str, s: dict[str, int], blocks: str, holds: str) -> list[str]:
     shape = f"{s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}, {s['l2_bytes']}"
     return [
         f'extern "C" __global__ void __launch_bounds__(mpk::threads<{s["consumer_warps"]}>(), {blocks})',

@@ -79,16 +79,6 @@ def test_one_kernel_per_operator_needs_a_place_for_every_task():
         pack(assign(lowered, mode="dynamic"), per_operator=True)
 
 
-def test_two_blocks_of_an_operator_share_an_sm_where_they_fit():
-    def text(**settings):
-        lowered = lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), **settings)
-        return emit(assign(lowered), per_operator=True).text
-
-    assert "threads<8>(), 2)" in text(consumer_warps=8, pages=5, page_bytes=16384)
-    assert "threads<8>(), 1)" in text(consumer_warps=8)
-    assert "threads<16>(), 1)" in text(consumer_warps=16, pages=5, page_bytes=16384)
-
-
 def test_operands_stand_in_slot_order(tasks):
     tables = pack(assign(tasks))
     task = tables.tasks[tasks.tasks_of("layer0.o_proj")[0]]

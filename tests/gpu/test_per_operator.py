@@ -12,7 +12,7 @@ import mpklab as mk
 from mpklab.errors import RunError
 
 PROMPT = [5, 17, 300, 4, 99]
-OVERLAPPING = {"consumer_warps": 8, "pages": 5, "page_bytes": 16384, "in_flight": 4}  # two blocks an SM
+OVERLAPPING = {"consumer_warps": 8, "pages": 3}  # two blocks an SM
 
 
 def both(name: str, batch: Any, layers: int, policy: str = "locality", **settings: Any) -> tuple[Any, Any]:
@@ -75,10 +75,10 @@ def test_generation_tells_tokens_as_they_come_and_stops_where_it_should() -> Non
     stopped = []
     for kernel in (persistent, per_operator):
         session = kernel.session_for(PROMPT, max_new_tokens=40)
-        eos = next(o for o in kernel.graph.operators if o.op == "advance").operands["eos"]
-        session.tensors[eos].fill_(end)
+        names = next(o for o in kernel.graph.operators if o.op == "advance").operands
+        session.tensors[names["eos"]].fill_(end)
         outcome = session.launch(40)
-        stopped.append((outcome.iterations, session.tensors["generated"].tolist()))
+        stopped.append((outcome.iterations, session.tensors[names["generated"]].tolist()))
     assert stopped[0] == stopped[1] and stopped[0][0] == first + 1
 
 

@@ -556,6 +556,16 @@ struct Choice<Holds::operator_, S> {
   using type = OneOperator<S>;
 };
 
+// Blocks of one operator that an SM should have room for: with two, the next operator's are there, and their first
+// pages too, before this one's have ended. Two of more than eight warps would leave a thread too few registers.
+template <class K, int ConsumerWarps, int PageBytes, int Pages>
+constexpr int blocks_together(int shared_bytes) {
+  using S = Shape<0, ConsumerWarps, PageBytes, Pages, 1, 0>;
+  constexpr int kept = 1024;  // by the system, of every block
+  constexpr int block = S::ring_bytes + Table<K>::template scratch_bytes<S> + int(sizeof(Shared<S>)) + kept;
+  return ConsumerWarps <= 8 && 2 * block <= shared_bytes + kept ? 2 : 1;
+}
+
 template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight = Pages, int L2Bytes = 0,
           Holds What = Holds::queues>
 MPK_FN void run_device(const Launch& launch) {

@@ -29,8 +29,9 @@ struct RowGeometry {
   static constexpr int page_runs = lines * warps;
   static_assert(lines % 16 == 0, "a page holds whole fragments");
 
-  // A batch is what one round of partial sums holds: whole weight rows, and whole pages where that is possible.
-  static constexpr int capacity = larger(3072, 2 * L::streams * runs);
+  // A batch is what one round of partial sums holds: whole weight rows, and whole pages where that is possible; of two
+  // rings' worth of pages, so that a block with a small ring is small.
+  static constexpr int capacity = larger(2 * S::pages * page_runs, 2 * L::streams * runs);
   static constexpr int most_rows = capacity / L::streams / runs;
   static constexpr int whole = page_runs / greatest_common_divisor(runs, page_runs);
   static constexpr int batch = most_rows >= whole ? most_rows / whole * whole : most_rows;
