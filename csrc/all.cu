@@ -10,6 +10,7 @@
 #include "mpklab/ops/embedding.cuh"
 #include "mpklab/ops/linear.cuh"
 #include "mpklab/ops/rms_norm.cuh"
+#include "mpklab/ops/sample.cuh"
 #include "mpklab/ops/silu_mul.cuh"
 
 using namespace mpk;
@@ -26,6 +27,11 @@ using Decode = Variants<Embedding<bf16, 151936, 1024, Rows, Dim>,
                         Linear<bf16, bf16, 1024, 3072, Rows, Dim, 0, eps, Epilogue::residual, 0, 0, 1, bf16, 0>,
                         Linear<bf16, float, 151936, 1024, Rows, Dim, 1, eps, Epilogue::none, 0, 0, 1, bf16, 132>,
                         ArgmaxReduce<132, Rows, Dim>, Advance<1, 1024, Rows, Dim>>;
+
+// The same step's end where tokens are drawn.
+template <int Rows, int Dim>
+using Drawn = Variants<SamplePartial<float, 151936, 132, Rows, Dim>, SamplePartial<bf16, 97, 3, Rows, Dim>,
+                       SampleReduce<151936, 132, Rows, Dim>, SampleReduce<97, 3, Rows, Dim>>;
 
 // Small, odd and float32: what must be right.
 template <class T, class TP, int Rows, int Dim>
@@ -46,6 +52,8 @@ using Odd =
 
 using DecodeOne = Decode<1, -1>;
 using DecodeEight = Decode<8, 0>;
+using DrawnOne = Drawn<1, -1>;
+using DrawnFive = Drawn<5, 0>;
 using OddOne = Odd<bf16, float, 1, -1>;
 using OddFive = Odd<bf16, bf16, 5, 0>;
 using OddFloat = Odd<float, float, 3, 0>;
@@ -53,6 +61,8 @@ using OddFloat = Odd<float, float, 3, 0>;
 MPK_KERNEL(mpk_decode_one, DecodeOne, 0, 16)
 MPK_KERNEL(mpk_decode_one_profiled, DecodeOne, 3, 16)
 MPK_KERNEL(mpk_decode_eight, DecodeEight, 0, 16)
+MPK_KERNEL(mpk_drawn_one, DrawnOne, 0, 16)
+MPK_KERNEL(mpk_drawn_five, DrawnFive, 3, 8)
 MPK_KERNEL(mpk_odd_one, OddOne, 1, 8)
 MPK_KERNEL(mpk_odd_five, OddFive, 2, 8)
 MPK_KERNEL(mpk_odd_float, OddFloat, 0, 8)

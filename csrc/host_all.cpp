@@ -9,6 +9,7 @@
 #include "mpklab/ops/embedding.hpp"
 #include "mpklab/ops/linear.hpp"
 #include "mpklab/ops/rms_norm.hpp"
+#include "mpklab/ops/sample.hpp"
 #include "mpklab/ops/silu_mul.hpp"
 
 namespace {
@@ -21,7 +22,8 @@ template <class T, class TP, int Rows, int Dim>
 using All =
     Variants<Embedding<T, 97, 40, Rows, Dim>, RmsNorm<T, 40, eps, Rows, Dim>, SiluMul<T, 24, 0, 24, 48, 48, Rows, Dim>,
              Add<T, 40, Rows, Dim>, ArgmaxPartial<float, 97, 3, Rows, Dim>, ArgmaxReduce<3, Rows, Dim>,
-             Advance<2, 64, Rows, Dim>, AttentionMerge<T, 4, 8, 3, TP, Rows, Dim>,
+             Advance<2, 64, Rows, Dim>, SamplePartial<T, 97, 3, Rows, Dim>, SampleReduce<97, 3, Rows, Dim>,
+             AttentionMerge<T, 4, 8, 3, TP, Rows, Dim>,
              Attention<T, 4, 2, 8, 64, 1, 0, 32, 48, 64, 64, 64, 0, eps, T, Rows, Dim>,
              Attention<T, 4, 2, 8, 64, 3, 0, 32, 48, 64, 64, 64, 1, eps, TP, Rows, Dim>,
              Linear<T, T, 64, 40, Rows, Dim, 1, eps, Epilogue::none, 1, 0, 1, T, 0>,

@@ -261,18 +261,29 @@ def fuse_merge(graph: Graph) -> Graph:
 
 
 def _resized(tensors: dict[str, Tensor], op: Operator, parts: int) -> None:
-    for k in ("value", "index"):
-        t = tensors[op.operands[k]]
-        tensors[t.name] = replace(t, shape=(t.shape[0], parts))
+    for k in ("value", "index", "words"):
+        if k in op.operands:
+            t = tensors[op.operands[k]]
+            tensors[t.name] = replace(t, shape=(t.shape[0], parts, *t.shape[2:]))
 
 
 @_pass
 def split_argmax(graph: Graph, parts: int) -> Graph:
     """Each argmax looks at `parts` pieces of its input."""
+    return _split(graph, "argmax_partial", parts)
+
+
+@_pass
+def split_sample(graph: Graph, parts: int) -> Graph:
+    """Each sample_partial looks at `parts` pieces of its input."""
+    return _split(graph, "sample_partial", parts)
+
+
+def _split(graph: Graph, kind: str, parts: int) -> Graph:
     tensors = dict(graph.tensors)
     operators = []
     for op in graph.operators:
-        if op.op == "argmax_partial":
+        if op.op == kind:
             pieces = min(parts, upper(tensors[op.operands["x"]].shape[1]))
             _resized(tensors, op, pieces)
             op = replace(op, attrs={**op.attrs, "parts": pieces})

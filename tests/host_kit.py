@@ -25,9 +25,15 @@ OPERATORS = (
     "embedding",
     "linear",
     "rms_norm",
+    "sample",
     "silu_mul",
 )
-DTYPES = {torch.float32: abi.DType.float32, torch.bfloat16: abi.DType.bfloat16, torch.int32: abi.DType.int32}
+DTYPES = {
+    torch.float32: abi.DType.float32,
+    torch.bfloat16: abi.DType.bfloat16,
+    torch.int32: abi.DType.int32,
+    torch.int64: abi.DType.int64,
+}
 
 
 def compiler() -> list[str]:

@@ -12,6 +12,9 @@ import pytest
 import torch
 from host_kit import Library, Program
 
+from mpklab.ops.sample import BINS, COLUMNS, SEED_WORDS, seen_words
+from mpklab.reference import sampling
+
 EPS = 1e-5
 EPS_BITS = f"{np.float32(EPS).view(np.uint32)}u"
 GUARD = 128  # elements before and after each tensor that no tile may touch or use
@@ -50,7 +53,7 @@ class Guarded:
 
 
 def as_bits(x: torch.Tensor) -> torch.Tensor:
-    return x.view(torch.int16 if x.element_size() == 2 else torch.int32)
+    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -229,6 +232,129 @@ def argmax_reduce(g: torch.Generator, dtype: torch.dtype, parts: int, rows: int,
         {2: torch.int32},
         [(0,)],
         lambda tile: {2: box((rows,), (0, live))},
+        dims=(live,),
+    )
+
+
+# temperature, top_k, top_p, min_p, repetition penalty: every filter alone, and all together
+RULES = (
+    (0.9, 40, 0.8, 0.02, 1.2),
+    (1.5, 0, 1.0, 0.0, 1.1),
+    (0.0, 0, 1.0, 0.0, 1.3),
+    (0.7, 0, 0.9, 0.0, 1.0),
+    (1.0, 7, 1.0, 0.0, 0.8),
+    (2.0, 0, 1.0, 0.1, 1.0),
+    (1.0, 0, 0.999, 0.0, 1.0),
+    (1.0, 1500, 0.99, 0.0, 1.0),
+)
+
+
+def sample_state(
+    g: torch.Generator, dtype: torch.dtype, vocab: int, rows: int, rules: tuple[tuple[float, ...], ...] = RULES
+) -> dict[str, torch.Tensor]:
+    """Logits with ties and with what no finite number is, tokens seen, and a rule for each row."""
+    x = (random(g, dtype, rows, vocab).float() * 3).round(decimals=1).to(dtype)
+    x[:, torch.randint(0, vocab, (vocab // 9,), generator=g)] = -math.inf
+    if rows > 1:
+        x[1, vocab // 2 :] -= 60.0
+    seen = torch.randint(-(2**31), 2**31, (rows, seen_words(vocab)), generator=g, dtype=torch.int64).int()
+    return {
+        "x": x,
+        "seen": seen,
+        "sampling": torch.tensor([rules[i % len(rules)] for i in range(rows)]).float(),
+        "seed": torch.randint(-(2**31), 2**31, (rows, SEED_WORDS), generator=g, dtype=torch.int64).int(),
+        "position": torch.randint(0, 2**15, (rows,), generator=g, dtype=torch.int32),
+    }
+
+
+def sampled_parts(t: dict[str, torch.Tensor], parts: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+    """What the oracle's first stage leaves."""
+    rows, vocab = t["x"].shape
+    made = {
+        "value": torch.full((rows, len(parts)), -(2.0**23)),
+        "index": torch.zeros(rows, len(parts), dtype=torch.int32),
+        "score": torch.zeros(rows, vocab),
+        "token": torch.zeros(rows, vocab, dtype=torch.int32),
+        "words": torch.zeros(rows, len(parts), BINS, dtype=torch.int64),
+    }
+    for p, (begin, end) in enumerate(parts):
+        if begin < end:
+            sampling.sample_partial(None, {**t, **made}, [begin, end, p, 0])
+            continue
+        for b in range(rows):  # an empty part: nothing in it is ever chosen
+            if sampling.filters(t["sampling"][b], vocab):
+                made["index"][b, p] = begin
+            else:
+                made["value"][b, p], made["index"][b, p] = -math.inf, 0x7FFFFFFF
+    return made
+
+
+def sample_partial(g: torch.Generator, dtype: torch.dtype, vocab: int, rows: int, live: int) -> Case:
+    state = sample_state(g, dtype, vocab, rows)
+    parts = cuts(g, vocab, 4)
+    made = sampled_parts(state, parts)
+    filtered = torch.tensor([sampling.filters(rules, vocab) for rules in state["sampling"]])
+    inputs = dict(enumerate(state.values()))
+    outputs = {5 + i: value.double() if value.is_floating_point() else value for i, value in enumerate(made.values())}
+    dtypes = {5 + i: value.dtype for i, value in enumerate(made.values())}
+
+    def writes(tile: tuple[int, ...]) -> dict[int, Mask]:
+        one = box((rows, 4), (0, live), tile[2])
+        columns = box((rows, vocab), (0, live), tile[:2]) & filtered[:, None]
+        return {
+            5: one,
+            6: one,
+            7: columns,
+            8: columns,
+            9: one[..., None].expand(outputs[9].shape) & filtered[:, None, None],
+        }
+
+    def reads(tile: tuple[int, ...]) -> dict[int, Mask]:
+        begin, end = tile[0] // 32, -(-tile[1] // 32)
+        return {
+            0: box((rows, vocab), (0, live), tile[:2]),
+            1: box((rows, seen_words(vocab)), (0, live), (begin, end)),
+            2: box((rows, len(COLUMNS)), (0, live)),
+            3: box((rows, SEED_WORDS), (0, live)),
+            4: box((rows,), (0, live)),
+        }
+
+    return Case(
+        f"sample_partial-{vocab}-{live}of{rows}",
+        f"SamplePartial<{NAMES[dtype]}, {vocab}, 4, {rows}, {-1 if live == rows else 0}>",
+        inputs,
+        outputs,
+        dtypes,
+        [(*part, p) for p, part in enumerate(parts)],
+        writes,
+        reads,
+        dims=(live,),
+        scale=8.0,
+    )
+
+
+def sample_reduce(g: torch.Generator, dtype: torch.dtype, vocab: int, parts: int, rows: int, live: int) -> Case:
+    state = sample_state(g, dtype, vocab, rows)
+    made = sampled_parts(state, cuts(g, vocab, parts))
+    rules = {name: state[name] for name in ("sampling", "seed", "position")}
+    after = {
+        "seen": state["seen"].clone(),
+        "out": torch.zeros(rows, dtype=torch.int32),
+        "cut": torch.zeros(rows),
+    }
+    sampling.sample_reduce(None, {**made, **rules, **after}, [0, 0, 0, 0])
+    return Case(
+        f"sample_reduce-{vocab}-{parts}-{live}of{rows}",
+        f"SampleReduce<{vocab}, {parts}, {rows}, {-1 if live == rows else 0}>",
+        dict(enumerate([*made.values(), *rules.values()])),
+        {8: after["seen"], 9: after["out"], 10: after["cut"].double()},
+        {8: torch.int32, 9: torch.int32, 10: torch.float32},
+        [(0,)],
+        lambda tile: {
+            i: box(tuple(shape.shape), (0, live))
+            for i, shape in ((8, after["seen"]), (9, after["out"]), (10, after["cut"]))
+        },
+        state={8: state["seen"]},
         dims=(live,),
     )
 
@@ -495,6 +621,10 @@ def cases(dtype: torch.dtype) -> list[Case]:
         argmax_partial(g, dtype, 91, 5, 4, nan=True),
         argmax_reduce(g, dtype, 9, 4, 3),
         argmax_reduce(g, dtype, 1, 1, 1),
+        sample_partial(g, dtype, 1203, 5, 4),
+        sample_partial(g, dtype, 97, 8, 8),
+        sample_reduce(g, dtype, 3001, 7, 8, 8),
+        sample_reduce(g, dtype, 61, 3, 4, 3),
         attention_merge(g, dtype, f32, 3, 20, 4, 2),
         attention_merge(g, dtype, bf16, 2, 64, 2, 1),
         attention(g, dtype, 9, 3, 64, 80, [70]),
@@ -585,6 +715,12 @@ def test_operator_tile_by_tile(libraries: dict[torch.dtype, Library], dtype: tor
 def compare(found: torch.Tensor, expected: torch.Tensor, scale: float, where: str) -> None:
     if found.dtype == torch.int32:
         assert found.tolist() == expected.tolist(), where
+        return
+    if found.dtype == torch.int64:  # words of sample_partial: counts, and sums of rounded mantissas
+        count, mass = found >> sampling.COUNT_SHIFT, found & ((1 << sampling.COUNT_SHIFT) - 1)
+        assert count.equal(expected >> sampling.COUNT_SHIFT), where
+        off = (mass - (expected & ((1 << sampling.COUNT_SHIFT) - 1))).abs()
+        assert (off <= 4 * count).all(), f"{where}: {off.max()}"
         return
     ulp = 2.0**-8 if found.dtype == torch.bfloat16 else 2.0**-23
     torch.testing.assert_close(

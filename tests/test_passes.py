@@ -39,18 +39,24 @@ CONFIG = Config(
 )
 ORDER = (
     "merge_linears", "fuse_norm", "fuse_silu_mul", "fuse_residual", "split_attention:2", "fuse_merge", "split_argmax:3",
-    "fuse_argmax",
+    "fuse_argmax", "split_sample:3",
 )  # fmt: skip
 
 
-def decoder(batch: int = 1) -> Graph:
-    return decode_graph(CONFIG, batch=batch, context=32, dtype="float32")
+def decoder(batch: int = 1, sampling: bool = False) -> Graph:
+    return decode_graph(CONFIG, batch=batch, context=32, dtype="float32", sampling=sampling)
+
+
+def drawn(text: str) -> bool:
+    """Whether a pass is for steps that draw their token."""
+    return "sample" in text
 
 
 def steps() -> list[tuple[str, Graph, Graph]]:
     """Every pass in the order in which a plan applies them: its text, the graph before, the graph after."""
     found, graph = [], decoder()
     for text in ORDER:
+        graph = decoder(sampling=True) if drawn(text) else graph
         after = apply(graph, [text])
         found.append((text, graph, after))
         graph = after
@@ -74,7 +80,9 @@ def values(graph: Graph, seed: int = 0) -> dict[str, torch.Tensor]:
         if t.role not in ("input", "weight", "state"):
             continue
         g = torch.Generator().manual_seed(1000 * seed + i)
-        if t.dtype == "int32":
+        if name == "sampling":
+            made[name] = torch.tensor([[0.8, 40.0, 0.9, 0.01, 1.2]]).expand(t.type.sizes).contiguous()
+        elif t.dtype == "int32":
             made[name] = torch.full(
                 t.type.sizes, {"position": 5, "limit": 30, "token": 7}.get(name, 0), dtype=torch.int32
             )
@@ -111,7 +119,7 @@ def test_golden_text(name: str, before: Graph, after: Graph) -> None:
 
 @pytest.mark.parametrize("name, before, after", steps(), ids=ORDER)
 def test_both_graphs_mean_the_same(name: str, before: Graph, after: Graph) -> None:
-    given = values(decoder())
+    given = values(decoder(sampling=drawn(name)))
     same(outcome(before, given), outcome(after, given))
 
 

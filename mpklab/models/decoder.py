@@ -7,18 +7,26 @@ from typing import TYPE_CHECKING
 from mpklab.dims import Extent
 from mpklab.errors import GraphError
 from mpklab.graph import Graph, GraphBuilder, Tensor
+from mpklab.ops.sample import COLUMNS, SEED_WORDS, seen_words
 
 if TYPE_CHECKING:
     from mpklab.models.config import Config
 
 
 def decode_graph(
-    config: Config, batch: Extent = 1, context: int = 1024, layers: int | None = None, dtype: str = "bfloat16"
+    config: Config,
+    batch: Extent = 1,
+    context: int = 1024,
+    layers: int | None = None,
+    dtype: str = "bfloat16",
+    sampling: bool = False,
 ) -> Graph:
     """One token for each of `batch` sequences (a number or a Dim), with caches of `context` rows.
 
     State: token, position, done int32[batch] and k_cache, v_cache [batch, kv_heads, context, head_dim] a layer.
-    Outputs: logits float32[batch, vocab] and generated int32[batch, context].
+    Outputs: logits float32[batch, vocab] and generated int32[batch, context]. With `sampling` each token is drawn by
+    the rules in `sampling` float32[batch, 5] and `seed` int32[batch, 3] (see ops/sample.py), and `seen`
+    int32[batch, vocab / 32] holds the tokens that have occurred; otherwise it is the most likely one.
     """
     if not 1 <= context <= config.max_position:
         raise GraphError(f"context must be from 1 to {config.max_position} for {config.name}, not {context}")
@@ -74,8 +82,19 @@ def decode_graph(
     y = g.rms_norm("norm", x=x, weight=g.weight("norm.weight", (h,), dtype), eps=config.eps)
     head = embed if config.tied else g.weight("lm_head.weight", (vocab, h), dtype)
     logits = g.linear("logits", x=y, weight=head, out_dtype="float32", role="output")
-    value, index = g.argmax_partial("argmax_partial", x=logits)
-    chosen = g.argmax_reduce("next_token", value=value, index=index)
+    if sampling:
+        rules = {
+            "seen": g.state("seen", (batch, seen_words(vocab)), "int32"),
+            "sampling": g.input("sampling", (batch, len(COLUMNS)), "float32"),
+            "seed": g.input("seed", (batch, SEED_WORDS), "int32"),
+            "position": position,
+        }
+        names = ("value", "index", "score", "token", "words")
+        parts = dict(zip(names, g.sample_partial("sample_partial", x=logits, **rules), strict=True))
+        chosen, _ = g.sample_reduce("next_token", **parts, **rules)
+    else:
+        value, index = g.argmax_partial("argmax_partial", x=logits)
+        chosen = g.argmax_reduce("next_token", value=value, index=index)
     g.advance(
         "advance",
         next_token=chosen,

@@ -9,6 +9,7 @@ from mpklab.ops import (  # noqa: F401  (importing registers)
     embedding,
     linear,
     rms_norm,
+    sample,
     silu_mul,
 )
 from mpklab.ops.base import REGISTRY, Box, Node, Op, Range, TensorType, Tiles, Tiling, Variant

@@ -2,5 +2,6 @@
 
 from mpklab.reference.execute import execute
 from mpklab.reference.prefill import prefill
+from mpklab.reference.sampling import sample_partial, sample_reduce  # noqa: F401  (importing registers)
 
 __all__ = ["execute", "prefill"]

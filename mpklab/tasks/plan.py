@@ -51,13 +51,15 @@ def choose_plan(
     tiles = dict(tiles or {})
     kinds = {o.op for o in graph.operators}
     fused = passes if passes is not None else _default_passes(graph, machine)
-    if passes is None and "argmax_partial" in kinds:
+    last = next((kind for kind in ("argmax_partial", "sample_partial") if kind in kinds), "")
+    if passes is None and last:
         rewritten = graph_passes.apply(graph, fused)
-        source = next(o for o in rewritten.operators if o.op == "argmax_partial")
+        source = next(o for o in rewritten.operators if o.op == last)
         writers = rewritten.writers(source.operands["x"])
         tiled = writers[0] if writers and writers[0].op == "linear" else source
         parts = len(_tiling(rewritten, tiled, machine, tiles).bounds(_extent(rewritten, tiled))) - 1
-        fused = (*fused, f"split_argmax:{parts}", "fuse_argmax")
+        ends = (f"split_argmax:{parts}", "fuse_argmax") if last == "argmax_partial" else (f"split_sample:{parts}",)
+        fused = (*fused, *ends)
     rewritten = graph_passes.apply(graph, fused)
     known = {o.name for o in rewritten.operators} | {o.op for o in rewritten.operators}
     for name, size in tiles.items():
@@ -89,6 +91,7 @@ def _kernel_settings(graph: Graph) -> dict[str, int]:
 _CUT_BY_ITSELF = {
     "attention": "by head and by the pass split_attention",
     "argmax_reduce": "into one tile",
+    "sample_reduce": "into one tile",
     "advance": "into one tile",
 }
 
@@ -126,10 +129,16 @@ def _tiling(graph: Graph, operator: Operator, machine: Machine, tiles: Mapping[s
     size = tiles.get(operator.name, tiles.get(operator.op))
     if size:
         return Tiling(size=size)
-    if operator.op in ("rms_norm", "argmax_reduce", "advance"):
+    if operator.op in ("rms_norm", "argmax_reduce", "sample_reduce", "advance"):
         return Tiling(parts=1)
     if operator.op == "argmax_partial":
         return Tiling(parts=operator.attrs["parts"])
+    if operator.op == "sample_partial":
+        # Cut where the logits are cut, a part's scores are where its logits were made.
+        source = next((o for o in graph.writers(operator.operands["x"]) if o.op == "linear"), None)
+        alike = _tiling(graph, source, machine, tiles) if source else Tiling()
+        parts = operator.attrs["parts"]
+        return alike if source and len(alike.bounds(_extent(graph, source))) == parts + 1 else Tiling(parts=parts)
     if operator.op == "attention_merge":
         return Tiling(parts=min(machine.workers, _extent(graph, operator)))
     if operator.attrs.get("argmax_parts"):
