@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, str]] = {
     "TaskGraph": {
         "dag": "mpklab.widgets.task_dag:task_dag",
         "to_svg": "mpklab.present:tasks_svg",
+        "why": "mpklab.tasks.why:why",
     },
     "Schedule": {
         "dag": "mpklab.present:schedule_dag",

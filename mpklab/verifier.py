@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from mpklab.abi import Handoff
 from mpklab.errors import ScheduleError
-from mpklab.ops import REGISTRY
 from mpklab.schedule import Schedule, checked, in_order
 from mpklab.tasks import EdgeSet, TaskGraph
+from mpklab.tasks.why import box_text
 
 IntArray = npt.NDArray[np.int64]
 EPOCHS = 2
@@ -407,9 +407,9 @@ _WHY = {
 
 def _race(tasks: TaskGraph, schedule: Schedule, edges: EdgeSet, producer: int, consumer: int) -> ScheduleError:
     why = _WHY[edges.kind].format(
-        tensor=f"{edges.tensor}[{_box(tasks, consumer, edges.tensor, edges.kind != 'raw')}]",
+        tensor=f"{edges.tensor}[{box_text(tasks, consumer, edges.tensor, edges.kind != 'raw')}]",
         producer=f"{tasks.task_name(producer)}",
-        box=_box(tasks, producer, edges.tensor, edges.kind != "war"),
+        box=box_text(tasks, producer, edges.tensor, edges.kind != "war"),
     )
     when = "of the iteration before" if edges.lag else "of the same iteration"
     return ScheduleError(
@@ -430,12 +430,3 @@ def _waits(tasks: TaskGraph, task: int) -> str:
         before = " of the iteration before" if tasks.wait_lag[i] else ""
         found.append(f"{name}[{tasks.event_begin[event]}:{tasks.event_end[event]}]{before}")
     return ", ".join(found) or "nothing"
-
-
-def _box(tasks: TaskGraph, task: int, tensor: str, writes: bool) -> str:
-    """What a task touches of a tensor: `0:1, 32:64`; several boxes are joined by `and`."""
-    operator = tasks.operators[int(tasks.operator_of[task])]
-    tile = task - int(tasks.first[tasks.operator_of[task]])
-    tiles = REGISTRY.ops[operator.op].tiles(tasks.graph.node(operator), tasks.plan.tilings[operator.name])
-    boxes = [b for b in (tiles.writes if writes else tiles.reads) if operator.operands[b.operand] == tensor]
-    return " and ".join(dict.fromkeys(", ".join(r.text(tile) for r in b.ranges) for b in boxes))

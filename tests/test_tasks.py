@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from boxes import MACHINE, STARTS, Axis, Piece, Program, Touch, random_program, registered
 
+import mpklab as mk
 from mpklab.abi import MAX_WAITS
 from mpklab.bench import compile as compile_bench
 from mpklab.codegen import pack
@@ -471,3 +472,23 @@ def test_bench_compile_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {"lower_s", "assign_s", "verify_s", "pack_s", "edges"} <= set(data["rows"][0]) and "versions" in data[
         "stamp"
     ]
+
+
+def test_why_names_the_boxes_and_the_event() -> None:
+    graph = mk.models.random("tiny", weights=False).decode_graph(context=32)
+    tasks = mk.lower(graph, mk.Machine.cpu(2))
+    told = tasks.why("layer0.o_proj[1]")
+    assert len(told) == len(list(tasks.predecessors(tasks.tasks_of("layer0.o_proj")[1])))
+    row = told[(told["kind"] == "raw") & (told["iteration"] == "this") & (told["event"].notna())].iloc[0]
+    assert row["because"] == "reads what they write" and row["producers"].startswith("layer0.attention[0] and ")
+    begin, end = tasks.wait_first[tasks.tasks_of("layer0.o_proj")[1] :][:2]
+    assert row["event"] in tasks.wait_event[begin:end]
+    size = tasks.graph.tensors["layer0.attention_add"].shape[1]
+    box = told[told["kind"] == "waw"].iloc[0]["its_box"]
+    assert box == f"0:1, {size // 2}:{size}"
+    assert (told["event"].isna()).any(), "some dependence is implied by the others"
+    assert len(tasks.why(0)) == len(list(tasks.predecessors(0)))
+    with pytest.raises(mk.LowerError, match="has the tiles 0 to 1"):
+        tasks.why("layer0.o_proj[2]")
+    with pytest.raises(mk.LowerError, match="no task 9999"):
+        tasks.why(9999)

@@ -2,7 +2,7 @@
 
 from mpklab.analysis.findings import explain
 from mpklab.analysis.handoffs import handoff, waits
-from mpklab.analysis.idle import bubbles
+from mpklab.analysis.idle import CLASSES, bubbles
 from mpklab.analysis.limits import bounds, efficiency
 from mpklab.analysis.load import imbalance, overlap, utilisation
 from mpklab.analysis.paths import blame, critical_path
@@ -11,6 +11,7 @@ from mpklab.analysis.repeats import diff, iterations, predicted, steady_state
 from mpklab.analysis.replay import what_if
 
 __all__ = [
+    "CLASSES",
     "blame",
     "bounds",
     "bubbles",
