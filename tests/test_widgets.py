@@ -237,11 +237,11 @@ def test_empty_and_tiny_things_say_so() -> None:
     nothing = timeline(spans.head(0))
     assert "nothing was recorded" in repr(nothing) and nothing.to_png().startswith(b"\x89PNG") and nothing.to_html()
     one = timeline(spans[spans["phase"] == "execute"].head(1))
-    assert "1 spans of 1 workers" in repr(one) and one.to_png()
+    assert "1 span of 1 worker" in repr(one) and one.to_png()
     empty = MadeTasks((), np.zeros(1, int), np.zeros((0, 4), int), np.zeros(0), np.zeros(0), ())
     assert "No tasks" in repr(task_dag(empty)) and task_dag(empty).to_html() and task_dag(empty).to_png()
     cut = spans.assign(truncated=spans.index == 5)
-    assert "1 spans cut short" in repr(timeline(cut))
+    assert "1 span cut short" in repr(timeline(cut))
     huge = make_tasks(170, 1000)
     assert "drawn with its layers folded" in repr(task_dag(huge))
 

@@ -45,6 +45,11 @@ def shorten(text: str, most: int) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
+def counted(n: int, word: str) -> str:
+    """`1 task`, `21,578 tasks`."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
 class Picture:
     """A white canvas of RGB pixels."""
 

@@ -42,8 +42,7 @@ def profile_timeline(profile: Any, other: Any = None, **options: Any) -> Timelin
         known |= {"classes": {"class": idle, "waits for": cause}, "ready_ns": ready_times(profile, spans)}
         return timeline(spans, **{**known, **options})
     seconds = spans_of(other)
-    runs = {"this": profile, "other": other}
-    known["notes"] = [f"{name}: {note}" for name, run in runs.items() for note in notes_of(run)]
+    known["notes"] = notes_of(profile, other)
     known["ready_ns"] = np.r_[ready_times(profile, spans), ready_times(other, seconds)]
     return timeline(spans, seconds, **{**known, **options})
 
@@ -73,7 +72,7 @@ def schedule_or_none(profile: Any) -> Schedule | None:
         return None
 
 
-def idle_classes(profile: Any, spans: pd.DataFrame) -> tuple[pd.Categorical, pd.Categorical]:
+def idle_classes(profile: Any, spans: pd.DataFrame) -> tuple[Any, Any]:
     """For every span of a compute lane the class of `analysis.bubbles` that holds most of its time, missing elsewhere; and
     for those that wait, the kind of operator that they wait for."""
     import pandas as pd
@@ -126,8 +125,10 @@ def paths_of(profile: Any) -> dict[str, list[int]]:
     return found
 
 
-def notes_of(profile: Any) -> list[str]:
+def notes_of(profile: Any, other: Any = None) -> list[str]:
     """The health of a recording, and in one sentence what is missing and why where the run did not end as it should."""
+    if other is not None:
+        return [f"{name}: {note}" for name, run in (("this", profile), ("other", other)) for note in notes_of(run)]
     return [verdict(profile), *unfinished(profile)]
 
 

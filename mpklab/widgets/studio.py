@@ -106,12 +106,9 @@ class Studio(View):
         self.timeline: Timeline | None = None
         if profile is not None and spans is None:
             spans = spans_of(profile)
-            notes = [*notes_of(profile), *notes] if other is None else notes
-            if other is not None:
-                options = {"color": "difference", **options}
-                self.timeline = profile_timeline(profile, other, title="timeline", **options)
-            else:
-                self.timeline = profile_timeline(profile, title="timeline", notes=(), **options)
+            notes = [*notes_of(profile, other), *notes]
+            options = {"notes": (), **({"color": "difference"} if other is not None else {}), **options}
+            self.timeline = profile_timeline(profile, other, title="timeline", **options)
             paths = paths_of(profile) if paths is None else paths
         elif spans is not None:
             self.timeline = timeline(spans, title="timeline", **options)
@@ -155,8 +152,9 @@ class Studio(View):
 
         if self.timeline is not None:
             put("timeline", (dict(self.timeline.lanes.meta), dict(self.timeline.lanes.columns)))
-            if len(self.timeline.lanes.columns["row_count"].values) > 9:  # fewer rows need less than that by themselves
-                meta["timeline"] |= {"height": 440}
+            rows = len(self.timeline.lanes.columns["row_count"].values)
+            if rows > 9:  # fewer need less than that by themselves
+                meta["timeline"] |= {"height": 440 if len(meta["timeline"]["groups"]) == 1 else 560}
         if self.graph is not None:
             put("graph", self.graph.packed())
             meta["graph"]["box_height"] = 420

@@ -15,13 +15,14 @@ from mpklab.frames import spans as spans_of
 from mpklab.plots import PALETTE, kind_colours
 from mpklab.widgets import raster
 from mpklab.widgets.page import Column, container
+from mpklab.widgets.raster import counted
 from mpklab.widgets.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Layout in cells, one task a cell; dag.js has the same numbers.
-TITLE, PAD, GAP, BETWEEN, HEAD = 3, 1, 2, 3, 8
+TITLE, PAD, GAP, BETWEEN, HEAD = 3, 1, 2, 3, 6
 MOST_UNFOLDED = 200_000  # above it the picture starts with layers folded
 NO_TASKS = "No tasks: the graph is empty, or lowering made no tile of it."
 FOLDED = "{:,} tasks are more than can be told apart, so the layers are folded: double-click one to open it."
@@ -373,13 +374,14 @@ class TaskDag(View):
             return f"{self.title}: {NO_TASKS}"
         edges = sum(int(np.maximum(e.end - e.begin, 0).sum()) for e in table.edges)
         layers = len(set(table.layers[table.layers >= 0].tolist()))
-        inside = f" in {layers} layers" if layers else ""
-        events = f", {len(table.events[0]):,} events" if table.events is not None else ""
+        inside = f" in {counted(layers, 'layer')}" if layers else ""
+        events = f", {counted(len(table.events[0]), 'event')}" if table.events is not None else ""
         folded = "; drawn with its layers folded" if table.n > MOST_UNFOLDED else ""
+        said = f"{counted(table.n, 'task')} of {counted(len(table.names), 'operator')}"
         notes = "".join(
             f"\n  {note}" for note in (*self.options["notes"], *(m["text"] for m in self.options["missing"]))
         )
-        return f"{self.title}: {table.n:,} tasks of {len(table.names)} operators{inside}, {edges:,} implied edges{events}{folded}{notes}"
+        return f"{self.title}: {said}{inside}, {counted(edges, 'implied edge')}{events}{folded}{notes}"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per task: task, op, kind, layer, tile and the columns it can be coloured by."""

@@ -13,6 +13,7 @@ from mpklab.errors import ProfileError, suggest
 from mpklab.plots import CLASSES, IDLE, PALETTE, PHASES, UNKNOWN_PHASE, kind_colours
 from mpklab.widgets import raster
 from mpklab.widgets.page import Column, container
+from mpklab.widgets.raster import counted
 from mpklab.widgets.view import View
 
 if TYPE_CHECKING:
@@ -101,7 +102,9 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
     if several:
         joined = pd.concat([frame.astype({"role": str, "phase": str, "op": str, "kind": str}) for frame in frames])
     source = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
-    extra = {name: np.asarray(values) for name, values in classes.items()}
+    extra: dict[str, Any] = {
+        name: values if isinstance(values, pd.Categorical) else np.asarray(values) for name, values in classes.items()
+    }
     for name, values in extra.items():
         if len(values) != len(joined):
             raise ProfileError(f"classes[{name!r}] has {len(values)} values, expected one per span: {len(joined)}")
@@ -223,7 +226,7 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
     table = _operator_of_task(task, op)
     columns |= {"span_op": Column(op, delta=True)} if table is None else {"task_op": Column(table, delta=True)}
     for number, (name, values) in enumerate(extra.items()):
-        codes, labels = _codes(pd.Series(values))
+        codes, labels = _codes(pd.Series(values))  # a categorical keeps its order in the legend
         if len(labels) > 200:
             raise ProfileError(f"classes[{name!r}] has {len(labels)} different values; a timeline colours at most 200")
         column = f"class{number}"
@@ -246,7 +249,7 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
     return Lanes(meta, columns, begin, end, row_of, phase, of_kind)
 
 
-def difference(a: pd.DataFrame, b: pd.DataFrame, error_ns: object = None) -> NDArray[np.object_]:
+def difference(a: pd.DataFrame, b: pd.DataFrame, error_ns: object = None) -> Any:
     """For the work of two runs, the first's spans and then the second's, how much longer it took than the same work of the
     other: a class of DIFFERENCE; None for what is no work. The same is the same task in the same recorded iteration."""
     import pandas as pd
@@ -279,7 +282,7 @@ def difference(a: pd.DataFrame, b: pd.DataFrame, error_ns: object = None) -> NDA
             np.isnan(reference), names[-1], names[np.minimum(step, len(_RATIOS))]
         )
         found.append(classes)
-    return np.concatenate(found)
+    return pd.Categorical(np.concatenate(found), categories=list(DIFFERENCE))
 
 
 def _operators(
@@ -369,10 +372,11 @@ class Timeline(View):
         whole = rows * max(1, lanes.meta["end_ns"])
         shares = ", ".join(f"{name} {100 * t / whole:.1f} %" for t, name in busiest)
         count = len(lanes.meta["iterations"])
-        several = f", {count} iterations" if count > 1 else ""
+        several = f", {counted(count, 'iteration')}" if count > 1 else ""
         cut = len(lanes.columns["truncated"].values)
-        lost = f"; {cut} spans cut short" if cut else ""
-        return f"{self.title}: {n:,} spans of {rows} workers over {lanes.meta['end_ns'] / 1e3:,.1f} µs{several}; {shares}{lost}{notes}"
+        lost = f"; {counted(cut, 'span')} cut short" if cut else ""
+        said = f"{counted(n, 'span')} of {counted(rows, 'worker')}"
+        return f"{self.title}: {said} over {lanes.meta['end_ns'] / 1e3:,.1f} µs{several}; {shares}{lost}{notes}"
 
     def picture(self, width: int = 900) -> raster.Picture:
         """The whole range as pixels: the colour of what fills most of each one."""

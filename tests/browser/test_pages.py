@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from synthetic import make_spans, make_tasks
+from schedules import Op, Run, make
+from synthetic import MadeTasks, make_spans, make_tasks
 
 from mpklab.widgets.operator_graph import graph_view
+from mpklab.widgets.recording import profile_dag, profile_timeline
 from mpklab.widgets.studio import Studio
 from mpklab.widgets.task_dag import lay_out, read_tasks, task_dag
 from mpklab.widgets.timeline import timeline
@@ -204,15 +208,17 @@ def test_task_graph_selects_searches_and_folds(show: Any) -> None:
     assert page.ink()[0] > 0.1
 
 
+def red_pixels(page: Any) -> int:
+    return page.run(
+        """(() => { const c = document.querySelector("canvas"), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+        let n = 0; for (let i = 0; i < d.length; i += 4) if (d[i] > 180 && d[i + 1] < 70 && d[i + 2] < 70) n++; return n; })()"""
+    )
+
+
 def test_a_missing_edge_is_drawn_in_red(show: Any) -> None:
     page = show(task_dag(make_tasks(2, 8), missing=[(3, 40, "nothing orders these two")]))
-    assert (
-        page.run(
-            """(() => { const c = document.querySelector("canvas"), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
-        let n = 0; for (let i = 0; i < d.length; i += 4) if (d[i] > 180 && d[i + 1] < 70 && d[i + 2] < 70) n++; return n; })()"""
-        )
-        > 20
-    )
+    assert red_pixels(page) > 20
+    assert "✗ nothing orders these two" in page.page.locator(".mpk-state").inner_text()
 
 
 def test_large_task_graphs_move_in_time(show: Any) -> None:
@@ -226,11 +232,6 @@ def test_large_task_graphs_move_in_time(show: Any) -> None:
         took = statistics.median(page.run("mpk.frames"))
         print(f"{page.run('mpk.model.n'):,} tasks at {page.run('mpk.scale'):.1f} pixels a task: {took:.1f} ms a frame")
         assert took <= 50
-
-
-def test_a_million_tasks_start_folded(show: Any) -> None:
-    page = show(task_dag(make_tasks(170, 1000)))
-    assert page.run("mpk.layout.boxes.every((b) => b.hidden)") and page.ink()[0] > 0.05
 
 
 def test_operator_graph_selects_all_tiles_of_an_operator(show: Any) -> None:
@@ -287,13 +288,203 @@ def test_names_stay_text(show: Any) -> None:
     assert "<img src=x onerror=alert(1)>" in page.page.locator("h1").first.inner_text()
 
 
-def test_an_empty_recording_says_so(show: Any) -> None:
-    page = show(timeline(make_spans(60, 3, 1).head(0)), viewport={"width": 800, "height": 400})
-    share, _ = page.ink()
-    assert 0 < share < 0.2
-
-
 def test_narrow_windows_do_not_overflow(show: Any) -> None:
     page = show(Studio(spans=make_spans(200, 4), tasks=make_tasks(2, 4)), viewport={"width": 380, "height": 700})
     assert page.run("document.documentElement.scrollWidth") <= 380
     assert math.isclose(page.run("document.querySelector('canvas').clientWidth"), 362, abs_tol=8)
+
+
+# ---- what is missing, and why
+
+
+def small_run(queues: int = 2, **options: Any) -> Any:
+    """A recording of six tasks an iteration; the last iteration holds as many of its queues as are asked for."""
+    ops = [Op("a", 2), Op("b", 3, ("a",), layer=0), Op("c", 1, ("b",), kind="attention", layer=1)]
+    last = [Run("c", 0, 300)], [Run("b", 2, 500)]
+    whole = [[Run("a", w, 900, fetch=50), Run("b", w, 700, gather=70), *last[w]] for w in range(2)]
+    short = [[Run("a", w, 900, fetch=50), *([Run("b", 1, 700)] if w else [])] for w in range(2)]
+    return make(ops, [whole, whole if queues == 2 else short], **options)
+
+
+def empty_tasks() -> MadeTasks:
+    return MadeTasks((), np.zeros(1, int), np.zeros((0, 4), int), np.zeros(0), np.zeros(0), ())
+
+
+def one_task() -> MadeTasks:
+    tasks = make_tasks(1, 1)
+    return MadeTasks(tasks.operators[:1], np.array([0, 1]), tasks.tile[:1], tasks.bytes[:1], tasks.flops[:1], ())
+
+
+# What is shown, the sentence that says what is missing, and which share of the picture and how many colours are there.
+STRANGE: dict[str, tuple[Any, str, tuple[float, float], int]] = {
+    "empty": (lambda: task_dag(empty_tasks()), "No tasks: the graph is empty", (0.0005, 0.1), 1),
+    "one task": (lambda: task_dag(one_task()), "task graph: 1 task of 1 operator", (0.002, 0.6), 3),
+    "nothing recorded": (lambda: timeline(make_spans(60, 3, 1).head(0)), "nothing was recorded", (0.0005, 0.2), 1),
+    "dropped": (lambda: profile_timeline(small_run(capacity=12)), "dropped, most in worker", (0.2, 0.95), 5),
+    "failed": (
+        lambda: profile_timeline(small_run(1)), "stops after 3 of 6 tasks: the run failed or was interrupted", (0.2, 0.95), 5,
+    ),
+    "a failed run's graph": (lambda: profile_dag(small_run(1)), "the run failed or was interrupted", (0.01, 0.6), 4),
+    "a million tasks": (lambda: task_dag(make_tasks(170, 1000)), "so the layers are folded", (0.05, 0.95), 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_what_is_missing_is_said_and_the_rest_is_drawn(show: Any, name: str) -> None:
+    made, sentence, (least, most), palette = STRANGE[name]
+    view = made()
+    page = show(view, viewport={"width": 900, "height": 700})
+    told = page.page.locator("main").inner_text() + repr(view)
+    assert sentence in told, told
+    share, colours = page.ink()
+    assert least < share < most and colours >= palette, (share, colours)
+
+
+def test_a_missing_edge_and_progress_are_told_while_they_happen(show: Any) -> None:
+    page = show(task_dag(make_tasks(2, 8)))
+    page.run(
+        "mpk.setState({stages: [['tasks', 0.1234, '<b>']], iteration: 3, of: 8, "
+        "faults: [{before: 3, after: 40, text: 'race: <b>nothing</b> orders them'}]})"
+    )
+    page.settle()
+    told = page.page.locator(".mpk-state").inner_text()
+    assert "✓ tasks 0.123 s" in told and "iteration 3 of 8" in told and "✗ race: <b>nothing</b> orders them" in told
+    assert page.page.locator("progress").get_attribute("value") == "3"
+    assert red_pixels(page) > 20
+    page.run("mpk.setState({})")
+    page.settle()
+    assert page.page.locator(".mpk-state").is_hidden() and red_pixels(page) == 0
+
+
+# ---- two runs, several devices, the source
+
+
+def test_two_runs_are_told_apart_by_how_long_work_took(show: Any) -> None:
+    a = make_spans(600, 4, seed=1)
+    b = a.copy()
+    slower = np.asarray((b["phase"] == "execute") & (b["kind"] == "attention"))
+    b.loc[slower, "end_ns"] += b.loc[slower, "dur_ns"]
+    b[["begin_ns", "end_ns"]] += 10**12  # another day: every run has a zero of its own
+    page = show(timeline(a, b, names=("before", "after"), color="difference"))
+    assert page.run("mpk.spans.end.reduce((x, y) => Math.max(x, y))") < 10**9
+    keys = page.page.locator(".mpk-key").all_inner_texts()
+    assert {"the same ± 5 %", "more than 1.5 times", "less than 1/1.5"} <= set(keys)
+    page.page.get_by_role("button", name="more than 1.5 times").click()
+    page.settle()
+    assert page.page.locator(".mpk-key[aria-pressed='true']").all_inner_texts() == ["more than 1.5 times"]
+
+
+def test_devices_share_one_clock_and_one_page(show: Any) -> None:
+    spans = pd.concat([make_spans(300, 3, rank=rank, seed=rank) for rank in range(3)], ignore_index=True)
+    spans.loc[spans["rank"] == 2, ["begin_ns", "end_ns"]] += 5000
+    page = show(timeline(spans))
+    assert page.run("mpk.spans.bands.map((b) => b.group)") == [0] * 3 + [1] * 3 + [2] * 3
+    late = page.run("mpk.spans.begin[mpk.spans.bands[6].lanes[0].rows[0].lo]")
+    assert late >= 5000
+
+
+def test_ready_tasks_and_error_bars_are_drawn(show: Any) -> None:
+    profile = small_run(latency=200)
+    view = profile_timeline(profile, error_ns=40)
+    assert view.lanes.columns["ready"].values.max() >= 70  # at least what gathering takes
+    page = show(view)
+    i, x, y = middle_of_span(page)
+    page.page.mouse.move(x, y)
+    page.settle()
+    assert "± 40 ns" in page.page.locator(".mpk-tip").inner_text()
+    assert "before it began" in page.page.locator(".mpk-tip").inner_text() or page.run(f"mpk.spans.ready[{i}]") == 0
+
+
+def test_the_source_follows_and_leads(show: Any) -> None:
+    page = show(Studio(small_run()), viewport={"width": 1300, "height": 1500})
+    page.page.locator("[data-task='5']").click()
+    page.settle()
+    assert page.run("mpk.source.file").startswith("attention.")
+    assert "compute" in [what for _, _, what in page.run("mpk.source.marks()")]
+    first, last, _ = next(mark for mark in page.run("mpk.source.marks()") if mark[2] == "compute")
+    assert page.page.locator(".mpk-marked").count() >= last - first + 1
+    page.page.locator("[data-task='0']").click()
+    page.page.locator(f".mpk-source [data-line='{page.run('mpk.source.marks()')[0][0]}']").click()
+    page.settle()
+    assert page.run("[...mpk.selection.ids]") == [0, 1, 2, 3, 4]  # every task of a linear
+
+
+# ---- access
+
+
+def violations(page: Any) -> list[str]:
+    """What axe-core finds on a page as it stands."""
+    from importlib.resources import files
+
+    page.run((files("axe_playwright_python") / "axe.min.js").read_text())
+    found = page.run("axe.run()")
+    return [f"{v['id']}: {node['html'][:200]}" for v in found["violations"] for node in v["nodes"]]
+
+
+@pytest.mark.skipif(find_spec("axe_playwright_python") is None, reason="needs the Python package axe-playwright-python")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(show: Any, scheme: str) -> None:
+    from mpklab import models
+
+    graph = models.decode_graph(models.named("tiny"))
+    views = {
+        "timeline": profile_timeline(small_run(1)),
+        "dag": task_dag(
+            make_tasks(2, 8), missing=[(3, 40, "nothing orders these two")], paths={"critical path": [0, 9]}
+        ),
+        "graph": graph_view(graph, first=np.arange(len(graph.operators) + 1) * 3),
+        "studio": Studio(small_run()),
+    }
+    for name, view in views.items():
+        page = show(view, color_scheme=scheme)
+        assert violations(page) == [], name
+        page.run("(mpk.selection ?? mpk.dag.selection).set([1])")
+        for summary in page.page.locator("summary:visible").all():
+            summary.click()
+        page.settle()
+        assert violations(page) == [], f"{name}, with a selection and its tables open"
+
+
+def test_everything_can_be_read_and_left_by_keyboard(show: Any) -> None:
+    page = show(Studio(small_run()), viewport={"width": 1300, "height": 1500})
+    reached = set()
+    for _ in range(60):
+        page.page.keyboard.press("Tab")
+        reached.add(page.run("document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"))
+    for part in ("Timeline of", "Task graph of", "Operator graph of", "Table of", "Lines of the source"):
+        assert any(name.startswith(part) for name in reached), (part, reached)
+    assert page.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    page.page.locator(".mpk-part-dag canvas").focus()
+    page.page.keyboard.press("ArrowRight")
+    page.page.keyboard.press("ArrowDown")
+    page.page.keyboard.press("Enter")
+    page.settle()
+    (task,) = page.run("[...mpk.selection.ids]")
+    assert f"task {task}" in page.page.locator(".mpk-part-dag .mpk-live").inner_text()
+    assert page.page.locator(".mpk-part-dag .mpk-live").get_attribute("aria-live") == "polite"
+    page.page.keyboard.press("f")
+    page.settle()
+    assert "is folded" in page.page.locator(".mpk-part-dag .mpk-live").inner_text()
+    page.page.keyboard.press("Escape")
+    assert page.run("mpk.selection.ids.size") == 0
+
+
+def test_two_hundred_per_cent_and_no_motion(show: Any) -> None:
+    page = show(
+        Studio(small_run()), viewport={"width": 640, "height": 450}, device_scale_factor=2, reduced_motion="reduce"
+    )
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    assert page.run("document.getAnimations().length") == 0
+    assert page.run(
+        "[...document.querySelectorAll('.mpk *')].every((e) => getComputedStyle(e).transitionDuration === '0s')"
+    )
+
+
+def test_forced_colours_keep_shapes_apart(show: Any) -> None:
+    """With the reader's own colours waiting is still told from work by its height, and the legend can be pressed."""
+    page = show(profile_timeline(small_run(latency=400)), forced_colors="active")
+    share, colours = page.ink()
+    assert share > 0.1 and colours >= 3
+    page.page.locator(".mpk-key").first.click()
+    page.settle()
+    assert page.page.locator(".mpk-key[aria-pressed='true']").count() == 1

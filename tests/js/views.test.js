@@ -6,6 +6,7 @@ import { deflateSync } from "node:zlib";
 import { Selection, formatCount, formatNs, niceStep, openContainer, upper } from "../../mpklab/widgets/static/common.js";
 import { parseQuery, place, predecessors, readTasks, search, successors } from "../../mpklab/widgets/static/dag.js";
 import { boxOfOperator } from "../../mpklab/widgets/static/opgraph.js";
+import { marksOfFile, operatorsAt } from "../../mpklab/widgets/static/source.js";
 import { columnsOf } from "../../mpklab/widgets/static/studio.js";
 import { ordered, tableColumns } from "../../mpklab/widgets/static/table.js";
 import { Activity, classify, findSpan, rasterise, readSpans } from "../../mpklab/widgets/static/timeline.js";
@@ -182,6 +183,15 @@ test("the table sorts and keeps ties", () => {
   assert.deepEqual([...ordered([0, 1, 2, 3, 7], worker, true)], [1, 3, 0, 2, 7]);
   assert.deepEqual([...ordered([0, 1, 2, 3, 7], worker, false)], [7, 0, 2, 1, 3]);
   assert.equal(worker.show(-1), "");
+});
+
+test("marks lead from operators to lines and back", () => {
+  const meta = { ops: ["a", "b", "c"], marks: [[[0, 3, 3, "variant"], [1, 10, 20, "compute"]], [[0, 4, 4, "variant"], [1, 10, 20, "compute"]]] };
+  assert.deepEqual(marksOfFile(meta, [0, 1], 1), [[10, 20, "compute"]]);
+  assert.deepEqual(marksOfFile(meta, [1], 0), [[4, 4, "variant"]]);
+  assert.deepEqual(operatorsAt(meta, [0, 1, 0], 0, 3), [0, 2]);
+  assert.deepEqual(operatorsAt(meta, [0, 1, 0], 1, 20), [0, 1, 2]);
+  assert.deepEqual(operatorsAt(meta, [0, 1, 0], 1, 21), []);
 });
 
 test("small helpers", () => {

@@ -2,7 +2,7 @@
 import { Selection, Tooltip, button, chooser, clip, css, exactNs, formatCount, formatNs, keepDrawn, legendEntry, make, mix, notesOf, pixel, plural, ramp, readTheme, rgb, upper } from "./common.js";
 
 // Layout in cells: one task is one cell. task_dag.py places with the same numbers for its still picture.
-export const TITLE = 3, PAD = 1, GAP = 2, BETWEEN = 3, HEAD = 8;
+export const TITLE = 3, PAD = 1, GAP = 2, BETWEEN = 3, HEAD = 6;
 const MOST_ARROWS = 600;
 
 // ---- the model ----------------------------------------------------------------------------------------------------
@@ -850,7 +850,7 @@ export function mountDag(el, meta, columns, host = {}) {
     for (const [what, ranges] of [["before", near.before], ["after", near.after]])
       for (const { set, a, b } of ranges) for (let task = a; task < b && shown < most; task++) line(what, task, `${set.kind} ${clip(set.tensor, 60)}${set.lag ? ", last iteration" : ""}`);
     table.querySelector(".mpk-scroll").replaceChildren(shown ? make("table", {}, make("thead", {}, make("tr", {},
-      ...["", "task", "operator", "tile", "why"].map((name, k) => make("th", { scope: "col", class: k === 0 || k === 2 || k === 4 ? "mpk-text" : "" }, name)))), body)
+      ...["relation", "task", "operator", "tile", "why"].map((name, k) => make("th", { scope: "col", class: k === 0 || k === 2 || k === 4 ? "mpk-text" : "" }, name)))), body)
       : make("p", {}, "Nothing is selected."));
   }
 

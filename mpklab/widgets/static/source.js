@@ -20,7 +20,7 @@ export function mountSource(el, meta, columns, host = {}) {
   const names = meta.files.map((f) => f.name.replace("mpklab/ops/", ""));
   const choose = chooser("file", names, (name) => { file = names.indexOf(name); draw(); });
   const jumps = make("span", { class: "mpk-legend" });
-  const code = make("pre", { class: "mpk-scroll mpk-source", tabindex: 0, role: "region", "aria-label": "Source" });
+  const code = make("pre", { class: "mpk-scroll mpk-source", tabindex: 0, role: "region", "aria-label": "Lines of the source" });
   const live = make("div", { class: "mpk-live", role: "status", "aria-live": "polite" });
   el.append(make("div", { class: "mpk-bar" }, make("h2", {}, "source"), choose, jumps), code, live);
 

@@ -283,7 +283,8 @@ export function mountTimeline(el, meta, columns, host = {}) {
     const plot = { x: GUTTER, y: rowsY, w: Math.max(10, width - GUTTER - SCROLLBAR), h: Math.max(10, height - rowsY - MINIMAP) };
     const headers = groups.length > 1 ? groups.length * 16 : 0;
     const free = (plot.h - headers) / Math.max(1, spans.bands.length);
-    bandHeight = Math.max(2, Math.min(46, Math.max(2, free)) * rowScale);
+    const least = groups.length > 1 ? 1 : 2; // runs side by side are compared whole, however thin
+    bandHeight = Math.max(least, Math.min(46, Math.max(least, free)) * rowScale);
     let y = 0, group = null;
     spans.bands.forEach((band, b) => {
       if (groups.length > 1 && band.group !== group) y += 16;
@@ -419,6 +420,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
           context.fillStyle = css(colours[colour.of[i]]);
           context.fillRect(x - (w < 3 ? 1 : 0), y, Math.max(3, w), h);
           if (w > 8 && h > 4) context.strokeRect(x + 0.5, y + 0.5, w - 1, h - 1);
+          else if (count < 200) context.strokeRect(x - 2.5, y - 2.5, Math.max(7, w + 5), h + 5); // a few pixels are not found without a frame
           return ++count < 20000;
         });
       }
@@ -888,7 +890,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
       }
     }
     live.textContent = !ids.size ? "" : ids.size === 1 && count
-      ? `Selected: ${linesFor({ i: firstPicked, row: rowOf(firstPicked) }).slice(0, 2).join(", ")}; ${count} spans, ${formatNs(total)} executing.`
+      ? `Selected: ${[clip(opName(firstPicked), 120), linesFor({ i: firstPicked, row: rowOf(firstPicked) })[1]].filter(Boolean).join(", ")}; ${count} spans, ${formatNs(total)} executing.`
       : `Selected: ${ids.size} tasks, ${count} spans here, ${formatNs(total)} executing.`;
     redraw();
   }
