@@ -175,7 +175,7 @@ struct Consumers {
       if constexpr (has_pools<S>)
         if (acquired) step_read(run);
       shared.step = step;
-      shared.closed = !happens;
+      if (!happens) ptx::store_flag(&shared.closed, 1);  // the loader polls it
     }
     sync();
     return !ptx::load_flag(&shared.closed);
