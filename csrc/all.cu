@@ -68,9 +68,10 @@ MPK_KERNEL(mpk_odd_five, OddFive, 2, 8)
 MPK_KERNEL(mpk_odd_float, OddFloat, 0, 8)
 
 // One kernel per operator, two blocks of which share an SM.
-#define MPK_OPERATOR(name, variant)                                                                                \
-  extern "C" __global__ void __launch_bounds__(mpk::threads<8>(), 2) name(const __grid_constant__ Launch launch) { \
-    run_device<Variants<variant>, 0, 8, 32768, 3, 2, 0, Holds::operator_>(launch);                                 \
+#define MPK_OPERATOR(name, variant)                                                            \
+  extern "C" __global__ void __launch_bounds__(mpk::threads<8>(), 2)                           \
+      name(const __grid_constant__ Launch launch, const __grid_constant__ Operands operands) { \
+    run_device<Variants<variant>, 0, 8, 32768, 3, 2, 0, Holds::operator_>(launch, operands);   \
   }
 
 using Down = Linear<bf16, bf16, 1024, 3072, 1, -1, 0, eps, Epilogue::residual, 0, 0, 1, bf16, 0>;

@@ -23,6 +23,7 @@ MAX_WAITS = 8  # waits, and signals, of one task
 MAX_DIMS = 8  # run-time sizes in StepControl
 ARG_BITS = 24  # what a record can say beside its clock
 NO_WORD = 0xFFFFFFFF  # a wait whose need is a constant; a drain that lasts until the iteration is over
+NO_VARIANT = 0xFFFF  # ends the row of a block that has fewer tasks than others of its operator
 MAX_HELD = 8  # tasks that a worker holds: the one it runs and those it popped ahead
 
 
@@ -336,6 +337,7 @@ CONSTANTS = {
     "max_dims": MAX_DIMS,
     "arg_bits": ARG_BITS,
     "no_word": NO_WORD,
+    "no_variant": NO_VARIANT,
     "max_held": MAX_HELD,
 }
 

@@ -55,8 +55,8 @@ class Delay:
 class Tables:
     """Everything the device reads, packed as mpklab.abi declares. `slots` are the tensor names in slot order.
 
-    `entries` are those of queue 0, queue 1 …, whose begins and end are in `queues`; with `grids`, a group of queues for
-    each of them.
+    `entries` are those of queue 0, queue 1 …, whose begins and end are in `queues`. With `grids`, one for every operator,
+    `tasks` are theirs, block by block, and may have rows of no variant between them.
     """
 
     tasks: Table
@@ -139,15 +139,16 @@ def _operator_entry(schedule: Schedule, variant: int) -> list[str]:
     kernel = f"mpk::Variants<Operator{variant}>"
     shape = f"{kernel}, {s['consumer_warps']}, {s['page_bytes']}, {s['pages']}"
     blocks = f"mpk::blocks_together<{shape}>({schedule.tasks.machine.shared_bytes})"
-    return _entry(f"mpk_operator_{variant}", f"{kernel}, 0", s, blocks, ", mpk::Holds::operator_")
+    more = ", const __grid_constant__ mpk::Operands operands"
+    return _entry(f"mpk_operator_{variant}", f"{kernel}, 0", s, blocks, ", mpk::Holds::operator_", more)
 
 
-def _entry(name: str, kernel: str, s: dict[str, int], blocks: str, holds: str) -> list[str]:
+def _entry(name: str, kernel: str, s: dict[str, int], blocks: str, holds: str, more: str = "") -> list[str]:
     shape = f"{s['consumer_warps']}, {s['page_bytes']}, {s['pages']}, {s['in_flight']}, {s['l2_bytes']}"
     return [
         f'extern "C" __global__ void __launch_bounds__(mpk::threads<{s["consumer_warps"]}>(), {blocks})',
-        f"{name}(const __grid_constant__ mpk::Launch launch) {{",
-        f"  mpk::run_device<{kernel}, {shape}{holds}>(launch);",
+        f"{name}(const __grid_constant__ mpk::Launch launch{more}) {{",
+        f"  mpk::run_device<{kernel}, {shape}{holds}>(launch{', operands' if more else ''});",
         "}",
     ]
 
@@ -155,7 +156,7 @@ def _entry(name: str, kernel: str, s: dict[str, int], blocks: str, holds: str) -
 def pack(schedule: Schedule, *, per_operator: bool = False) -> Tables:
     """The schedule's tables; BuildError where something does not fit its field.
 
-    `per_operator`: queues of every operator for itself, a block's being what the schedule gave one worker of it.
+    `per_operator`: tasks stand operator by operator, those that the schedule gave one worker as the row of a block.
     """
     tasks = schedule.tasks
     n = len(tasks)
@@ -191,7 +192,10 @@ def pack(schedule: Schedule, *, per_operator: bool = False) -> Tables:
     events = np.zeros(len(tasks.need), abi.EVENT)
     events["need"], events["word"] = tasks.need, abi.NO_WORD
 
-    entries, lengths, grids = _grids(schedule) if per_operator else (*_entries(schedule), ())
+    grids: tuple[Grid, ...] = ()
+    if per_operator:
+        table, grids = _grids(schedule, table)
+    entries, lengths = _entries(schedule)
     queues = np.concatenate([[0], np.cumsum(lengths)])
     steps = abi.Steps.task if tasks.step_task >= 0 else abi.Steps.none
     if schedule.handout is not None and steps == abi.Steps.none:
@@ -221,8 +225,8 @@ def _entries(schedule: Schedule) -> tuple[Table, list[int]]:
     return np.array(rows, abi.ENTRY), lengths
 
 
-def _grids(schedule: Schedule) -> tuple[Table, list[int], tuple[Grid, ...]]:
-    """The entries of each operator's blocks, how many each block has, and the operators in the order of the graph."""
+def _grids(schedule: Schedule, table: Table) -> tuple[Table, tuple[Grid, ...]]:
+    """The operators in the order of the graph, and their tasks block by block, as many rows for each block of one."""
     tasks = schedule.tasks
     if schedule.handout is not None:
         raise BuildError(f"a {schedule.mode} schedule gives tasks to no worker beforehand: one kernel per operator needs "
@@ -233,17 +237,22 @@ def _grids(schedule: Schedule) -> tuple[Table, list[int], tuple[Grid, ...]]:
     if len(backward):
         names = [tasks.operators[int(side[backward[0]])].name for side in (consumer, producer)]
         raise BuildError(f"{names[0]} waits for {names[1]}, which is launched no earlier: use the persistent kernel")
-    order = np.lexsort((schedule.position, schedule.worker, tasks.operator_of))
-    entries = np.zeros(len(tasks), abi.ENTRY)
-    entries["task"], entries["kind"] = order, int(abi.EntryKind.task)
-    lengths: list[int] = []
+    groups: list[Table] = []
     grids = []
+    rows = 0
     for i in range(len(tasks.operators)):
-        held = np.bincount(schedule.worker[tasks.first[i] : tasks.first[i + 1]])
-        held = held[held > 0]
-        grids.append(Grid(f"mpk_operator_{tasks.variant_of[i]}", len(held), len(lengths) * 4))
-        lengths += held.tolist()
-    return entries, lengths, tuple(grids)
+        mine = np.arange(tasks.first[i], tasks.first[i + 1])
+        mine = mine[np.lexsort((schedule.position[mine], schedule.worker[mine]))]
+        _, block, held = np.unique(schedule.worker[mine], return_inverse=True, return_counts=True)
+        each = int(held.max())
+        group = np.zeros((len(held), each), abi.TASK)
+        group["variant"] = abi.NO_VARIANT
+        group[block, np.arange(len(mine)) - (np.cumsum(held) - held)[block]] = table[mine]
+        kernel, slots = f"mpk_operator_{tasks.variant_of[i]}", tuple(table["slots"][mine[0]].tolist())
+        grids.append(Grid(kernel, len(held), each, rows * abi.TASK.itemsize, slots))
+        groups.append(group.reshape(-1))
+        rows += group.size
+    return np.concatenate(groups), tuple(grids)
 
 
 def _pools(schedule: Schedule, events: Table) -> tuple[Table, Table, int]:

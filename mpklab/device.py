@@ -342,11 +342,14 @@ class Flight:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """One operator as a launch of its own: its kernel, its blocks, and how many bytes into `queues` theirs begin."""
+    """One operator as a launch of its own: its kernel, blocks, tasks of each block, how many bytes into `tasks` they
+    begin, and the slots of its operands."""
 
     kernel: str
     blocks: int
-    queues_at: int
+    each: int
+    tasks_at: int
+    slots: tuple[int, ...]
 
 
 class GraphFlight(Flight):
@@ -392,8 +395,10 @@ class GraphFlight(Flight):
         driver = _driver()
         dynamic = settings["page_bytes"] * settings["pages"]
         mine = launch.copy()
-        mine["queues"] += grid.queues_at
-        mine["n_workers"], mine["iterations"], mine["steps"] = grid.blocks, 1, 0
+        mine["tasks"] += grid.tasks_at
+        mine["n_workers"], mine["n_tasks"] = grid.blocks, grid.blocks * grid.each
+        mine["iterations"], mine["steps"] = 1, 0
+        slots = np.array(grid.slots, np.uint16)
         attribute = driver.CUlaunchAttribute()
         attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         attribute.value.programmaticStreamSerializationAllowed = int(overlaps)
@@ -403,7 +408,7 @@ class GraphFlight(Flight):
         config.sharedMemBytes, config.hStream = dynamic, stream
         config.attrs, config.numAttrs = [attribute], 1
         function = load(file, dynamic, grid.kernel).function
-        parameters = (ctypes.c_void_p * 1)(mine.ctypes.data)
+        parameters = (ctypes.c_void_p * 2)(mine.ctypes.data, slots.ctypes.data)
         _check(driver.cuLaunchKernelEx(config, function, ctypes.addressof(parameters), 0), "adding a kernel to a graph")
 
     def finish(self) -> None:

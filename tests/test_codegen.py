@@ -1,7 +1,5 @@
 """Entry files and packed tables: short, the same for equal variants, and true to the schedule."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 
@@ -64,13 +62,20 @@ def test_one_kernel_per_operator_runs_every_task_where_the_schedule_has_it():
     text = emit(schedule, per_operator=True).text
     assert text.count("__global__") == len(lowered.variants)
     tables = pack(schedule, per_operator=True)
-    assert len(tables.grids) == len(lowered.operators) and len(tables.slots) == len(pack(schedule).slots)
+    by_number = pack(schedule)
+    assert len(tables.grids) == len(lowered.operators)
     for i, grid in enumerate(tables.grids):
         assert f"{grid.kernel}(const" in text and grid.kernel.endswith(f"_{lowered.variant_of[i]}")
-        bounds = tables.queues[grid.queues_at // 4 :][: grid.blocks + 1]
-        blocks = [tables.entries[a:b]["task"].tolist() for a, b in pairwise(bounds)]
         mine = range(int(lowered.first[i]), int(lowered.first[i + 1]))
-        assert blocks == [held for q in schedule.queues if (held := [t for t in q.tolist() if t in mine])]
+        held = [[t for t in q.tolist() if t in mine] for q in schedule.queues]
+        held = [tasks for tasks in held if tasks]
+        assert (grid.blocks, grid.each) == (len(held), max(map(len, held)))
+        rows = tables.tasks[grid.tasks_at // abi.TASK.itemsize :][: grid.blocks * grid.each].reshape(grid.blocks, -1)
+        for row, tasks in zip(rows, held, strict=True):
+            assert row[: len(tasks)].tobytes() == by_number.tasks[tasks].tobytes()
+            assert (row[len(tasks) :]["variant"] == abi.NO_VARIANT).all()
+            assert all(tuple(r["slots"]) == grid.slots for r in row[: len(tasks)])
+    assert any(grid.each > 1 for grid in tables.grids) and (tables.tasks["variant"] == abi.NO_VARIANT).any()
 
 
 def test_one_kernel_per_operator_needs_a_place_for_every_task():

@@ -18,6 +18,7 @@ constexpr unsigned int max_waits = 0x8u;
 constexpr unsigned int max_dims = 0x8u;
 constexpr unsigned int arg_bits = 0x18u;
 constexpr unsigned int no_word = 0xffffffffu;
+constexpr unsigned int no_variant = 0xffffu;
 constexpr unsigned int max_held = 0x8u;
 
 enum class DType : unsigned int { float32_ = 0, bfloat16_ = 1, float16_ = 2, int32_ = 3, int64_ = 4, uint8_ = 5 };

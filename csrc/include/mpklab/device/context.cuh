@@ -289,12 +289,12 @@ MPK_FN void prefetch_weights(LoadContext<S>& c, int operand, u64 byte, u32 bytes
 // takes.
 template <class S>
 MPK_FN void copy_weights(LoadContext<S>& c, char* to, int operand, u64 row_bytes, u64 byte, u32 bytes) {
-  const Slot& slot = ((const Slot*)c.launch.slots)[c.task().slots[operand]];
-  const Segment* parts = (const Segment*)slot.segments;
-  if (slot.n_segments == 0) {
-    c.copy(to, (const char*)slot.base + byte, bytes, c.weights_policy);
+  if (u64 base = c.described->bases[operand]) {
+    c.copy(to, (const char*)base + byte, bytes, c.weights_policy);
     return;
   }
+  const Slot& slot = ((const Slot*)c.launch.slots)[c.task().slots[operand]];
+  const Segment* parts = (const Segment*)slot.segments;
   for (u32 i = 0; i < slot.n_segments && bytes > 0; ++i) {
     u64 begin = parts[i].begin * row_bytes, end = parts[i].end * row_bytes;
     if (byte >= end) continue;

@@ -26,6 +26,10 @@ template <class S>
 constexpr bool one_operator = false;
 template <class S>
 constexpr bool one_operator<OneOperator<S>> = true;
+// What its launch says beside what every launch says.
+struct Operands {
+  u16 slots[max_slots];
+};
 
 // Two barriers a page: `full` ends a phase when the page's bytes have landed, `empty` when every consumer warp let go.
 template <class S>

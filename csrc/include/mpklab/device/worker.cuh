@@ -393,6 +393,31 @@ struct Loader {
       }
   }
 
+  // The same for one operator: a block's tasks stand in a row, and the launch says in which slots their operands are.
+  // Where to load from is known one trip to memory after the start.
+  MPK_FN void walk_row(const Operands& operands, u32 length) {
+    u32 lane = context.lane();
+    const u32* words = (const u32*)context.launch.tasks + u64(blockIdx.x) * length * 16;
+    for (u32 i = 0; i < length && !context.over; ++i, words += 16) {
+      u32 at = i % u32(descriptors);
+      Descriptor& to = context.shared.tasks[at];
+      for (u32 spins = 1; !context.all(ptx::barrier_try(context.shared.finished + at, i / u32(descriptors) & 1 ^ 1));
+           ++spins)
+        if (context.give_up(spins)) return;
+      if (lane < sizeof(Task) / 4)
+        ((u32*)&to.task)[lane] = ptx::load_constant(words + lane);
+      else if (lane - 16 < max_slots)
+        to.bases[lane - 16] = load_base(operands.slots[lane - 16]);
+      __syncwarp();
+      if (to.task.variant == no_variant) break;
+      if (lane == 0) ptx::barrier_arrive(context.shared.known + at);
+      context.described = &to;
+      Table<K>::call(to.task.variant, *this);
+    }
+    if (lane == 0) ptx::store_flag(&context.shared.described, 1);
+    context.drain();
+  }
+
   // The same where queues also hold drains: tasks are taken from the pool, a bounded number before they can run.
   MPK_FN void walk_pools(const Entry* queue, u32 length) {
     const Launch& launch = context.launch;
@@ -510,6 +535,11 @@ struct Loader {
     return lane < sizeof(Task) / 4 ? ptx::load_constant((const u32*)context.launch.tasks + u64(id) * 16 + lane) : 0u;
   }
 
+  MPK_FN u64 load_base(u32 slot) const {
+    uint2 base = ptx::load_constant((const uint2*)&((const Slot*)context.launch.slots)[slot].base);
+    return u64(base.y) << 32 | base.x;
+  }
+
   // Lays out the task and what it names for the consumers.
   MPK_FN void describe(u32 at, u32 parity, u32 id, u32 word, bool popped = false) {
     Shared<S>& shared = context.shared;
@@ -525,9 +555,7 @@ struct Loader {
       ((uint2*)to.signals)[lane - 8] =
           ptx::load_constant((const uint2*)context.launch.signals + to.task.signals + lane - 8);
     } else if (lane >= 16 && lane - 16 < max_slots) {
-      const Slot* slot = (const Slot*)context.launch.slots + to.task.slots[lane - 16];
-      uint2 base = ptx::load_constant((const uint2*)&slot->base);
-      to.bases[lane - 16] = u64(base.y) << 32 | base.x;
+      to.bases[lane - 16] = load_base(to.task.slots[lane - 16]);
     }
     if (lane == 31) to.id = id;
     if constexpr (has_pools<S>)
@@ -568,15 +596,15 @@ constexpr int blocks_together(int shared_bytes) {
 
 template <class K, int Level, int ConsumerWarps, int PageBytes, int Pages, int InFlight = Pages, int L2Bytes = 0,
           Holds What = Holds::queues>
-MPK_FN void run_device(const Launch& launch) {
+MPK_FN void run_device(const Launch& launch, const Operands& operands = {}) {
   using S = typename Choice<What, Shape<Level, ConsumerWarps, PageBytes, Pages, InFlight, L2Bytes>>::type;
   extern __shared__ __align__(1024) char mpk_pages[];
   __shared__ __align__(128) char scratch[Table<K>::template scratch_bytes<S>];
   __shared__ Shared<S> shared;
 
-  u32 worker = blockIdx.x;
+  u32 worker = blockIdx.x, begin = 0, length = launch.n_tasks / launch.n_workers;
   const u32* queues = (const u32*)launch.queues + launch.table * launch.n_workers;
-  u32 begin = queues[worker], length = queues[worker + 1] - begin;
+  if constexpr (!one_operator<S>) begin = queues[worker], length = queues[worker + 1] - begin;
   bool consumes = threadIdx.x < u32(S::threads);
   if (threadIdx.x == 0) {
     shared.ring.init();
@@ -610,6 +638,8 @@ MPK_FN void run_device(const Launch& launch) {
     const Entry* queue = (const Entry*)launch.entries + begin;
     if constexpr (has_pools<S>)
       loader.walk_pools(queue, length);
+    else if constexpr (one_operator<S>)
+      loader.walk_row(operands, length);
     else if (length > 0)
       loader.walk(queue, length);
     if constexpr (Level >= 3)
