@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -21,8 +22,10 @@ def original(graph: Graph) -> Graph:
 
 
 @torch.inference_mode()
-def prefill(tensors: MutableMapping[str, torch.Tensor], graph: Graph, ids: Sequence[int], slot: int = 0) -> float:
-    """Write cache rows 0 … len(ids)-1 of one sequence; returns seconds.
+def prefill(
+    tensors: MutableMapping[str, torch.Tensor], graph: Graph, ids: Sequence[int], slot: int = 0, first: int = 0
+) -> float:
+    """Write cache rows first … first+len(ids)-1 of one sequence, those before them being there; returns seconds.
 
     `tensors` are the session's: weights as the fused graph names them, and the caches. Rows of the prompt stand where
     rows of the batch stand in a decode step. What only the next token needs (the last projection) is left out.
@@ -52,7 +55,7 @@ def prefill(tensors: MutableMapping[str, torch.Tensor], graph: Graph, ids: Seque
         elif o.op == "linear":
             out = functional.linear(get(o, "x"), get(o, "weight"), get(o, "bias") if "bias" in o.operands else None)
         elif o.op == "attention":
-            out = _attention(o, get, tensors, slot)
+            out = _attention(o, get, tensors, slot, first)
             if o is attentions[-1]:
                 break
         elif o.op == "silu_mul":
@@ -80,13 +83,16 @@ def _weights(tensors: Mapping[str, torch.Tensor], graph: Graph) -> dict[str, tor
     return found
 
 
-def _attention(o: Operator, get, tensors: Mapping[str, torch.Tensor], slot: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def _attention(  # type: ignore[no-untyped-def]
+    o: Operator, get, tensors: Mapping[str, torch.Tensor], slot: int, first: int
+) -> torch.Tensor:
     k_cache, v_cache = tensors[o.operands["k_cache"]], tensors[o.operands["v_cache"]]
     _, kv, context, d = k_cache.shape
     n = get(o, "q").shape[0]
-    if n > context:
-        raise RunError(f"the prompt of {n} tokens is longer than the cache of {context} ({o.name})")
-    rope = get(o, "rope")[:n].unsqueeze(1)
+    last = first + n
+    if last > context:
+        raise RunError(f"the prompt of {last} tokens is longer than the cache of {context} ({o.name})")
+    rope = get(o, "rope")[first:last].unsqueeze(1)
 
     def heads(name: str, count: int, norm: str) -> torch.Tensor:
         x = get(o, name)
@@ -98,6 +104,10 @@ def _attention(o: Operator, get, tensors: Mapping[str, torch.Tensor], slot: int)
     q = rotate(heads("q", o.attrs["heads"], "q_norm"), rope).to(dtype).transpose(0, 1)
     k = rotate(heads("k", kv, "k_norm"), rope).to(dtype).transpose(0, 1)
     v = heads("v", kv, "").to(dtype).transpose(0, 1)
-    k_cache[slot, :, :n], v_cache[slot, :, :n] = k, v
-    y = functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=True)
+    k_cache[slot, :, first:last], v_cache[slot, :, first:last] = k, v
+    how: dict[str, Any] = {"is_causal": True}
+    if first:  # is_causal would let the first of them see one row
+        k, v = k_cache[slot, :, :last], v_cache[slot, :, :last]
+        how = {"attn_mask": torch.ones(n, last, dtype=torch.bool, device=k.device).tril(first)}
+    y = functional.scaled_dot_product_attention(q[None], k[None], v[None], enable_gqa=True, **how)
     return y[0].transpose(0, 1).reshape(n, -1)

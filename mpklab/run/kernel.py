@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from mpklab.progress import Progress
 from mpklab.reference.prefill import prefill
 from mpklab.run.host import CLOCK_HZ_GUESS, HostFlight
 from mpklab.run.profiling import window_of
+from mpklab.run.sampling import Sampling, drawing, draws
 from mpklab.run.session import Memory, Outcome, Session
 from mpklab.schedule import Schedule
 from mpklab.verifier import verify
@@ -295,7 +296,7 @@ class Kernel(Presented):
 
     def _decoder(self) -> dict[str, str]:
         """Operand → tensor of the operator that advances the token loop."""
-        names = _advance(self.graph)
+        names = _operands(self.graph, "advance")
         if self.graph.meta.get("context") is None or "generated" not in names:
             raise RunError("this kernel's graph is no decode step: build it from model.decode_graph()")
         return names
@@ -319,15 +320,38 @@ class Kernel(Presented):
         raw: bool = False,
         on_token: Callable[[int, str], None] | None = None,
         chunk: int | None = None,
+        session: Session | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
         **unknown: Any,
     ) -> Generation:
-        """Greedy continuation of a text (through the chat template unless `raw`) or of token ids.
+        """Continuation of a text (through the chat template unless `raw`) or of token ids, greedy unless told otherwise.
 
         The whole token loop runs inside the kernel; it stops at an end-of-sequence token or after `max_new_tokens`.
         `on_token(token, text)` is called as tokens appear, with the text that has become certain. `chunk` splits the
-        loop into launches of so many steps, with equal results.
+        loop into launches of so many steps, with equal results. A `session` of an earlier call (from `open_session`) is
+        gone on with: of the prompt only what its caches do not begin with is fed. `temperature` and what follows it are
+        those of `mpklab.run.Sampling`; they are data, and the kernel that draws (`kernel.sampler`) is built once.
         """
         _refuse("generate", Kernel.generate, unknown)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        runner = self._runner(sampling)
+        if runner is not self:
+            mine: dict[str, Any] = {
+                "profile": profile,
+                "raw": raw,
+                "on_token": on_token,
+                "chunk": chunk,
+                "session": session,
+            }
+            try:
+                return runner.generate(prompt, max_new_tokens, **mine, **vars(sampling))
+            finally:
+                self.last_profile = runner.last_profile or self.last_profile
         names = self._decoder()
         if chunk is not None and chunk < 1:
             raise RunError(f"chunk must be at least 1, not {chunk}")
@@ -341,17 +365,17 @@ class Kernel(Presented):
             if on_token is None:
                 return
             at = len(ids) + told
-            for token in generated[0, at : len(ids) + base + progress].tolist():
+            for token in generated()[0, at : len(ids) + base + progress].tolist():
                 told += 1
                 on_token(token, stream.push(token) if stream else "")
 
         seconds, last = 0.0, None
         with Progress(quiet=on_token is not None, after_s=SHORT_RUN_S) as shown:
             with shown.stage("prompt") as now:
-                session, (ids,), _, (prefill_seconds,) = self._opened([prompt], max_new_tokens, raw)
+                session, (ids,), _, (prefill_seconds,) = self._opened([prompt], max_new_tokens, raw, sampling, session)
                 now.say(f"{len(ids)} tokens")
             self._built_for(window_of(profile), shown)
-            generated = session.tensors[names["generated"]]
+            generated = session.glimpse(names["generated"])
             stream = self.model.tokenizer.stream() if self.model and self.model.tokenizer and on_token else None
             with shown.stage("run") as now:
                 while base < max_new_tokens:
@@ -366,7 +390,7 @@ class Kernel(Presented):
             tail = stream.finish()
             if tail:
                 on_token(-1, tail)
-        tokens = generated[0, len(ids) : len(ids) + base].tolist()
+        tokens = session.tensors[names["generated"]][0, len(ids) : len(ids) + base].tolist()
         return Generation(self._text(tokens), tokens, seconds, prefill_seconds, last.profile if last else None)
 
     def generate_batch(
@@ -376,19 +400,26 @@ class Kernel(Presented):
         *,
         profile: int | Window = 0,
         raw: bool = False,
-        **unknown: Any,
+        **sampling: Any,
     ) -> list[Generation]:
-        """Greedy continuations of several prompts at once, at most as many as the kernel's batch; each stops on its own.
+        """Continuations of several prompts at once, at most as many as the kernel's batch; each stops on its own.
 
         `max_new_tokens` is one number or one for each prompt. The launch is shared, and so are its seconds and profile.
+        `sampling` holds `temperature` and the other rules that `generate` takes.
         """
-        _refuse("generate_batch", Kernel.generate_batch, unknown)
+        rules = Sampling(**_refuse("generate_batch", Kernel.generate_batch, sampling))
+        runner = self._runner(rules)
+        if runner is not self:
+            try:
+                return runner.generate_batch(prompts, max_new_tokens, profile=profile, raw=raw, **sampling)
+            finally:
+                self.last_profile = runner.last_profile or self.last_profile
         names = self._decoder()
         if isinstance(prompts, str) or not prompts:
             raise RunError("generate_batch takes a list of at least one prompt; generate takes a single one")
         with Progress(after_s=SHORT_RUN_S) as shown:
             with shown.stage("prompt") as now:
-                session, ids, limits, prefill_seconds = self._opened(prompts, max_new_tokens, raw)
+                session, ids, limits, prefill_seconds = self._opened(prompts, max_new_tokens, raw, rules)
                 now.say(f"{sum(map(len, ids))} tokens of {len(ids)} prompts")
             self._built_for(window_of(profile), shown)
             with shown.stage("run") as now:
@@ -413,8 +444,33 @@ class Kernel(Presented):
         session, _, _, _ = self._opened(prompts, max_new_tokens, raw)
         return session
 
+    @cached_property
+    def sampler(self) -> Kernel:
+        """The kernel of the same model, plan and policy whose step draws its token: itself, or built when first used."""
+        if draws(self.graph):
+            return self
+        schedule = verify(drawing(self.schedule, self.model))
+        made = replace(self, schedule=schedule, delay=None, last_profile=None, _libraries={})
+        made.library(0)
+        return made
+
+    def _runner(self, sampling: Sampling) -> Kernel:
+        return self if sampling.plain else self.sampler
+
+    def open_session(self, **sampling: Any) -> Session:
+        """A session without a sequence, for calls of `generate` with the same rules that each go on where one ended."""
+        runner = self._runner(Sampling(**_refuse("open_session", Kernel.open_session, sampling)))
+        session = runner.new_session()
+        runner._set_up(session)
+        return session
+
     def _opened(
-        self, prompts: Sequence[str | Sequence[int]], max_new_tokens: int | Sequence[int], raw: bool
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        max_new_tokens: int | Sequence[int],
+        raw: bool,
+        sampling: Sampling | None = None,
+        session: Session | None = None,
     ) -> tuple[Session, list[list[int]], list[int], list[float]]:
         """A session with prompts in its rows; their tokens, how many may follow each, and the seconds of each prefill."""
         first = self.graph.tensors[self._decoder()["token"]].shape[0]
@@ -428,8 +484,14 @@ class Kernel(Presented):
         ids = [self._prompt(prompt, raw) for prompt in prompts]
         for prompt, limit in zip(ids, limits, strict=True):
             self._check_room(prompt, limit)
-        session = self.new_session()
-        self._set_up(session)
+        if session is None:
+            session = self.new_session()
+        elif session.kernel is not self:
+            raise RunError(
+                "the session belongs to another kernel: kernel.open_session(…) with the same rules (temperature, …) "
+                "makes one for these calls"
+            )
+        self._set_up(session, sampling or Sampling())
         seconds = [self._place(session, slot, ids[slot], limits[slot]) for slot in range(len(ids))]
         return session, ids, limits, seconds
 
@@ -441,8 +503,10 @@ class Kernel(Presented):
     def _text(self, tokens: list[int]) -> str:
         return self.model.tokenizer.decode(tokens) if self.model and self.model.tokenizer else ""
 
-    def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 64, *, raw: bool = False) -> Iterator[str]:
-        """`generate` as an iterator over pieces of text, as they become certain."""
+    def stream(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 64, *, raw: bool = False, **sampling: Any
+    ) -> Iterator[str]:
+        """`generate` as an iterator over pieces of text, as they become certain; it takes the same rules."""
         pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
         closed = threading.Event()
 
@@ -453,7 +517,7 @@ class Kernel(Presented):
 
         def work() -> None:
             try:
-                self.generate(prompt, max_new_tokens, raw=raw, on_token=put)
+                self.generate(prompt, max_new_tokens, raw=raw, on_token=put, **sampling)
                 pieces.put(None)
             except BaseException as error:
                 pieces.put(error)
@@ -477,8 +541,8 @@ class Kernel(Presented):
             raise RunError(f"this kernel decodes {first} sequences at once: use Kernel.generate_batch")
         return self._live(1)
 
-    def _set_up(self, session: Session) -> None:
-        """No sequence yet: every row of the batch is done, and nothing but end-of-sequence tokens is given."""
+    def _set_up(self, session: Session, sampling: Sampling | None = None) -> None:
+        """Every row of the batch is done, and nothing but end-of-sequence tokens and rules is given."""
         names = self._decoder()
         t = session.tensors
         rows, eos_size = (self.graph.tensors[names[k]].type.sizes[0] for k in ("token", "eos"))
@@ -488,12 +552,25 @@ class Kernel(Presented):
         )
         t[names["limit"]] = torch.zeros(rows, dtype=torch.int32, device=t[names["done"]].device)
         t[names["done"]].fill_(1)
+        drawn = _operands(self.graph, "sample_reduce")
+        if drawn:
+            rules, seed = (sampling or Sampling()).rules(rows)
+            t[drawn["sampling"]], t[drawn["seed"]] = rules.to(session.device), seed.to(session.device)
 
     def _place(self, session: Session, slot: int, ids: list[int], max_new_tokens: int) -> float:
-        """Put a sequence into a row of the batch: all but its last token go through prefill. Returns its seconds."""
+        """Put a sequence into a row of the batch: of all but its last token those go through prefill that its cache does
+        not begin with. Returns the seconds of that."""
         names = self._decoder()
         t = session.tensors
-        seconds = prefill(t, self.graph, ids[:-1], slot)
+        held = session.cached(slot)
+        first = next((i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), min(len(held), len(ids)))
+        first = min(first, len(ids) - 1)
+        t[names["position"]][slot] = first  # rows from here on are no longer what they were
+        seconds = prefill(t, self.graph, ids[first:-1], slot, first)
+        t[names["generated"]][slot, : len(ids)] = torch.tensor(ids, device=session.device)
+        drawn = _operands(self.graph, "sample_reduce")
+        if drawn:
+            t[drawn["seen"]][slot] = _seen(ids, t[drawn["seen"]].shape[1]).to(session.device)
         t[names["token"]][slot], t[names["position"]][slot] = ids[-1], len(ids) - 1
         t[names["limit"]][slot], t[names["done"]][slot] = len(ids) + max_new_tokens, 0
         return seconds
@@ -516,12 +593,19 @@ def _took(outcome: Outcome, what: str) -> str:
     return f"{outcome.iterations} {what}, {each:.3g} ms each{f', recorded at level {level}' if level else ''}"
 
 
-def _advance(graph: Graph) -> dict[str, str]:
-    """Operand → tensor of the graph's advance operator, or nothing."""
+def _operands(graph: Graph, op: str) -> dict[str, str]:
+    """Operand → tensor of the graph's operator of that kind, or nothing."""
     for o in graph.operators:
-        if o.op == "advance":
+        if o.op == op:
             return dict(o.operands)
     return {}
+
+
+def _seen(ids: Sequence[int], words: int) -> torch.Tensor:
+    """int32 [words]: bit i % 32 of word i / 32 for each token i."""
+    bits = np.zeros(words * 32, np.uint8)
+    bits[list(ids)] = 1
+    return torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32))
 
 
 def _keywords(method: Callable[..., Any]) -> list[str]:
@@ -529,6 +613,11 @@ def _keywords(method: Callable[..., Any]) -> list[str]:
     return [name for name, p in inspect.signature(method).parameters.items() if p.kind in kinds and name != "self"]
 
 
-def _refuse(name: str, method: Callable[..., Any], unknown: Mapping[str, Any]) -> None:
-    for word in unknown:
-        raise RunError(f"{name} takes no {word!r}: {suggest(word, _keywords(method))}")
+def _refuse(name: str, method: Callable[..., Any], words: dict[str, Any]) -> dict[str, Any]:
+    """What a method was given beyond its own keywords: rules of sampling where it takes them by name, else nothing."""
+    known = _keywords(method)
+    rules = () if "temperature" in known else Sampling.__dataclass_fields__
+    for word in words:
+        if word not in rules:
+            raise RunError(f"{name} takes no {word!r}: {suggest(word, [*known, *rules])}")
+    return words

@@ -172,6 +172,38 @@ class Session:
             else:
                 self.tensors[name] = checked
 
+    # --- what a sequence left ---
+
+    def cached(self, slot: int = 0) -> list[int]:
+        """The tokens of one sequence whose keys and values the caches hold; the last token is never among them."""
+        names = self.kernel._decoder()
+        position = int(self.tensors[names["position"]][slot])
+        held: list[int] = self.tensors[names["generated"]][slot, :position].tolist()
+        return held
+
+    def tokens(self, slot: int = 0) -> list[int]:
+        """All tokens of one sequence so far, its prompt first; also after Ctrl-C."""
+        names = self.kernel._decoder()
+        position = int(self.tensors[names["position"]][slot])
+        held: list[int] = self.tensors[names["generated"]][slot, : position + 1].tolist()
+        return held
+
+    def glimpse(self, name: str) -> Callable[[], torch.Tensor]:
+        """A function that gives a tensor as it stands on the host, also while a kernel runs."""
+        tensor = self.tensors[name]
+        if self.device == "cpu":
+            return lambda: tensor
+        # A copy on the kernel's own stream would wait for its end, and memory must be there before it begins.
+        copy, stream = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True), torch.cuda.Stream()
+
+        def look() -> torch.Tensor:
+            with torch.cuda.stream(stream):
+                copy.copy_(tensor, non_blocking=True)
+            stream.synchronize()
+            return copy
+
+        return look
+
     # --- launching ---
 
     def launch(
