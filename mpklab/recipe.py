@@ -105,6 +105,14 @@ def machine_of(profile: Profile) -> Machine | None:
         raise ProfileError(f"the profile's recipe describes no machine: {error!r}") from error
 
 
+def settings_of(profile: Profile) -> dict[str, int]:
+    """The kernel settings of a profile's plan; none where it has no recipe."""
+    found = profile.meta.get(KEY)
+    plan = found.get("plan") if isinstance(found, Mapping) else None
+    chosen = plan.get("settings") if isinstance(plan, Mapping) else None
+    return {str(k): int(v) for k, v in chosen.items()} if isinstance(chosen, Mapping) else {}
+
+
 def handed_out(
     profile: Profile,
 ) -> tuple[Handout | None, npt.NDArray[np.int64] | None, tuple[tuple[Drain, ...], ...]]:

@@ -49,7 +49,7 @@ def test_what_was_put_in_comes_out(small: mk.Schedule) -> None:
     assert found.fetch_ns == pytest.approx(60, abs=1)
     assert found.signal_ns == pytest.approx(90, abs=1)
     assert found.wait_ns == pytest.approx(30, abs=1)
-    assert found.handoff_ns["counter"] == pytest.approx(350, abs=2)
+    assert found.handoff_ns["counter"] == pytest.approx(350, abs=TRUTH.wait_ns / 2 + 1)  # events are noticed by looks
     assert found.step_ns == pytest.approx(500, abs=2)
     assert found.bandwidth == pytest.approx(8e9, rel=0.02)
     assert found.worker_bandwidth == pytest.approx(4e9, rel=0.02)

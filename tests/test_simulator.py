@@ -81,6 +81,13 @@ def test_every_phase_adds_up() -> None:
     assert t.makespan_ns == 29 + 20 + 4
 
 
+def test_an_event_is_noticed_at_the_end_of_a_look() -> None:
+    p = program([[], [0]], [[0], [1]])
+    t = play(p, [10, 10], Costs(handoff_ns={"counter": 6}, wait_ns=4))
+    assert t.begin[0, 1] == 16  # visible at 10 + 6 - 4 / 2, looks end at 4, 8, 12, 16 …
+    assert play(p, [9, 10], Costs(handoff_ns={"counter": 5}, wait_ns=4)).begin[0, 1] == 12
+
+
 def test_a_wait_that_is_over_costs_its_poll_and_no_handoff() -> None:
     p = program([[], [0], []], [[0], [2, 1]])
     t = play(p, [10, 20, 100], Costs(handoff_ns={"counter": 7}, wait_ns=1))
@@ -330,7 +337,8 @@ def test_every_schedule_obeys_the_rules(made: tuple[Program, np.ndarray, Costs, 
             for it in range(lag, iterations):
                 assert t.begin[it, task] >= t.signalled[it - lag, event]
                 if p.handoff[k] == abi.Handoff.counter and (not p.pooled[task] or p.handout.early_push):
-                    late = t.signalled[it - lag, event] + costs.handoff_ns["counter"]
+                    visible = max(0.0, costs.handoff_ns["counter"] - costs.wait_ns / 2)
+                    late = t.signalled[it - lag, event] + visible
                     assert t.begin[it, task] >= min(late, t.fetched[it, task] + late)
     # Workers do one thing at a time, in the order that their clocks say.
     for w in range(p.n_workers):
@@ -420,7 +428,7 @@ def test_schedules_with_pools_are_played_and_kept(choices: dict, backend: str) -
         a, b = getattr(ours, name), getattr(theirs, name)
         assert name == "priority" or (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b), name
     static = predict(mk.assign(schedule.tasks, workers=3), iterations=3)
-    assert sim.iteration_ns < 3 * static.iteration_ns
+    assert sim.iteration_ns < 6 * static.iteration_ns
 
 
 def test_a_program_of_a_profile_is_that_of_its_schedule(schedule: mk.Schedule) -> None:

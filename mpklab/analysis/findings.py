@@ -13,7 +13,7 @@ from mpklab import abi
 from mpklab.analysis.handoffs import waits
 from mpklab.analysis.idle import CLASSES, Pieces, pieces
 from mpklab.analysis.load import imbalance
-from mpklab.analysis.replay import Measured, flat, measured, prefetched, program, scaled
+from mpklab.analysis.replay import Measured, flat, measured, prefetched, replayed, scaled
 from mpklab.errors import MpkError
 from mpklab.frames import decode, health, records, residual
 from mpklab.frames.tables import family
@@ -240,7 +240,7 @@ def _order(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[
                 cost,
                 _costly(p.task[blocked], p.ns[blocked]),
                 "Handing tasks out at run time",
-                lambda m: m.run(program(m, None, None, "dynamic", None)),
+                lambda m: replayed(m, mode="dynamic"),
             )
         )
     return free & ~blocked

@@ -15,8 +15,9 @@ from mpklab.profile import Profile
 
 def waits(profile: Profile) -> pd.DataFrame:
     """One row per recorded wait: rank, worker, iteration, task, event, begin_ns, end_ns, dur_ns · producer: the task that
-    signalled last (-1 unknown) · happened_ns: when it began to (NEVER unknown) · waited: the worker was there before ·
-    latency_ns: from then to the end of the wait (NaN unless waited) · publish_ns: of that, the producer's signal phase.
+    signalled last (-1 unknown) · happened_ns, done_ns: when it began to, and had (NEVER unknown) · waited: the worker
+    was there before · latency_ns: from then to the end of the wait (NaN unless waited) · publish_ns: of that, the
+    producer's signal phase.
     """
     d = decode(profile)
     at = np.nonzero((d.phase == records.WAIT) & (d.lanes.role[d.lane] == records.COMPUTE) & ~d.truncated)[0]
@@ -51,6 +52,7 @@ def waits(profile: Profile) -> pd.DataFrame:
             "dur_ns": end - begin,
             "producer": producer,
             "happened_ns": happened,
+            "done_ns": done,
             "waited": waited,
             "latency_ns": latency,
             "publish_ns": np.maximum(publish, 0),

@@ -181,12 +181,12 @@ def _pieces(profile: Profile, cost: float) -> Pieces:
     add("recording", worker, gap_from, spent, of_top)
     is_execute = d.phase[top] == records.EXECUTE
     guess = is_execute & (d.task[top] >= 0) if not with_wait else np.zeros(top.size, bool)
-    # From the end of a task's signals, or of the step, to the fetch of the next, the worker turns to that task; a gap
-    # that takes longer than this can, or where records are lost, says nothing.
-    turns = np.r_[False, same & np.isin(d.phase[top][:-1], (records.SIGNAL, records.STEP))] if top.size else is_execute
-    turns = (
-        turns & (d.phase[top] == records.FETCH) & (gap <= TURN_NS) & ~np.r_[False, d.truncated[top][:-1]][: top.size]
-    )
+    # From the end of a task's signals, of the step or of a pop, to the next pop or fetch, the worker turns to its next
+    # task; a gap that takes longer than this can, or where records are lost, says nothing.
+    before = (records.SIGNAL, records.PUSH, records.STEP, records.POP)
+    turns = np.r_[False, same & np.isin(d.phase[top][:-1], before)] if top.size else is_execute
+    turns &= np.isin(d.phase[top], (records.FETCH, records.POP)) & (gap <= TURN_NS)
+    turns &= ~np.r_[False, d.truncated[top][:-1]][: top.size]
     between = np.where(turns, _CODE["fetch"], _CODE["unexplained"]).astype(np.int8)
     add(between, worker, gap_from, np.where(guess, 0, gap - spent), of_top)
     # Recording inside a record's own interval: its own, and two for each interval within it.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
+from mpklab import recipe
 from mpklab.analysis.handoffs import waits
-from mpklab.analysis.idle import publication
+from mpklab.analysis.idle import TURN_NS, publication
 from mpklab.analysis.observed import Observed, observe
 from mpklab.errors import MpkError, ProfileError, suggest
 from mpklab.frames import NEVER, decode, records
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from mpklab.simulator import Costs, Program, Work
 
 MAX_INSTANCES = 200_000  # tasks × iterations that one replay walks through
+ALONE = 1.5  # how much faster a worker loads whose neighbours are idle (one H200)
+MIN_WAITS, MAX_WAITS = 5, 20_000  # fewer say nothing of hand-offs; more are thinned out
+MIN_POPS, MANY_POPS = 5, 16  # fewer say nothing of a pool; so many of one push, how pops hold each other up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,12 +41,45 @@ class Measured:
     costs: Costs
     makespan_ns: int
     iterations: int
+    streams: Streams | None = None
 
     def run(self, program: Program | None = None, work: Work | None = None, costs: Costs | None = None) -> float:
-        """The makespan in ns."""
+        """The makespan in ns. Under another schedule, tasks that stream come to run beside more or fewer others."""
         from mpklab.simulator import run
 
-        return run(program or self.program, work or self.work, costs or self.costs, self.iterations).makespan_ns
+        chosen, todo, figures = program or self.program, work or self.work, costs or self.costs
+        timeline = run(chosen, todo, figures, self.iterations)
+        if chosen is not self.program and self.streams is not None:
+            for _ in range(2):  # who runs beside whom depends on how long they take
+                adapted = self.streams.among(timeline.begin, timeline.end, todo.execute)
+                timeline = run(chosen, replace(todo, execute=adapted), figures, self.iterations)
+        return timeline.makespan_ns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Streams:
+    """Tasks that load more than a ring holds: faster where fewer run at once. What a task took beyond its part of the
+    bandwidth among those that it ran beside stays its own.
+
+    big: bool[n] · pace: ns that each big task needs for its bytes alone at the share of one worker · beside [iteration,
+    big task]: how many it ran beside, in shares of the bandwidth.
+    """
+
+    big: np.ndarray
+    pace: np.ndarray
+    workers: int
+    beside: np.ndarray
+
+    def _needed(self, beside: np.ndarray) -> np.ndarray:
+        return np.asarray(self.pace * np.maximum(1 / ALONE, beside / self.workers))
+
+    def among(self, begin: np.ndarray, end: np.ndarray, execute: np.ndarray) -> np.ndarray:
+        """Executions of a schedule in which tasks run from begin to end."""
+        out = execute.copy()
+        before, now = self._needed(self.beside), self._needed(_beside(begin[:, self.big], end[:, self.big]))
+        part = np.minimum(before, execute[:, self.big])
+        out[:, self.big] += part * (now / before - 1)
+        return out
 
 
 def measured(profile: Profile, rank: int | None = None) -> Measured:
@@ -61,24 +98,90 @@ def measured(profile: Profile, rank: int | None = None) -> Measured:
         )
     most = max(1, MAX_INSTANCES // profile.n_tasks)
     rows = slice(0, min(seen.iterations.size, most))
-    execute = np.where(ran, seen.end - seen.begin, np.nan)[rows].astype(float)
-    typical = _medians(execute)
-    execute = np.where(np.isnan(execute), typical, execute)
     known = seen.begin != NEVER
 
-    def phase(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-        fine = known & (begin != NEVER) & (end != NEVER)
-        return np.asarray(_medians(np.where(fine, end - begin, np.nan).astype(float)))
+    def phase(some: np.ndarray, ns: np.ndarray) -> np.ndarray:
+        """Per iteration and task, where it was recorded; else the task's median."""
+        values = np.where(some, ns, np.nan)[rows].astype(float)
+        return np.where(np.isnan(values), _medians(values), values)
 
+    waited = known & (seen.start != NEVER)
     work = Work.given(
-        execute,
-        fetch=_medians(np.where(known, seen.fetch, np.nan).astype(float)),
-        gather=phase(seen.start, seen.begin),
-        signal=phase(seen.end, seen.done),
+        phase(ran, seen.end - seen.begin),
+        fetch=phase(known, seen.fetch + _turns(profile, seen)),
+        gather=phase(waited, seen.begin - seen.start),
+        signal=phase(ran & (seen.done != NEVER), seen.done - seen.end - _pushes(profile, seen)),
     )
     last = min(seen.iterations.size, most) - 1
     whole = int(seen.done[rows].max()) - _first(profile)
-    return Measured(profile, Program.of_profile(profile), work, _costs(profile, seen, Costs()), whole, last + 1)
+    machine = recipe.machine_of(profile)
+    stated = Costs.of(machine, recipe.settings_of(profile)) if machine else Costs()
+    costs = _costs(profile, seen, stated)
+    streams = _streams(profile, seen, rows, costs)
+    return Measured(profile, Program.of_profile(profile), work, costs, whole, last + 1, streams)
+
+
+def _streams(profile: Profile, seen: Observed, rows: slice, costs: Costs) -> Streams | None:
+    """What a recording of a GPU tells of tasks that load more than a ring holds; None without such tasks."""
+    big = profile.tasks["bytes"] > costs.ring_bytes
+    begin, end = seen.begin[rows][:, big], seen.end[rows][:, big]
+    if not costs.ring_bytes or not big.any() or (begin == NEVER).any() or (end == NEVER).any():
+        return None
+    pace = profile.tasks["bytes"][big] / (costs.bandwidth / profile.n_workers / 1e9)
+    return Streams(big, pace, profile.n_workers, _beside(begin, end))
+
+
+def _beside(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """How many intervals overlap each, itself included, on average over its length."""
+    times = np.sort(np.r_[begin.ravel(), end.ravel()])
+    opened, closed = np.sort(begin.ravel()), np.sort(end.ravel())
+    active = np.searchsorted(opened, times, "right") - np.searchsorted(closed, times, "right")
+    area = np.r_[0.0, np.cumsum(active[:-1] * np.diff(times))]
+    covered = np.interp(end, times, area) - np.interp(begin, times, area)
+    out: np.ndarray = covered / np.maximum(end - begin, 1)
+    return out
+
+
+def _cells(profile: Profile, seen: Observed, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of spans `at` those that lie in the grid: their indices, rows and tasks."""
+    d = decode(profile)
+    row = d.iteration[at].astype(np.int64) - seen.iterations[0]
+    task = d.task[at].astype(np.int64)
+    fine = (row >= 0) & (row < seen.iterations.size) & (task >= 0) & (task < profile.n_tasks)
+    return at[fine], row[fine], task[fine]
+
+
+def _top(profile: Profile, seen: Observed) -> np.ndarray:
+    """The spans of this rank's workers that lie in no other, lane by lane in order of time."""
+    d = decode(profile)
+    own = (d.lanes.role[d.lane] == records.COMPUTE) & (d.lanes.rank[d.lane] == seen.rank)
+    return np.nonzero(own & (d.depth == 0) & (d.chain >= 0))[0]
+
+
+def _turns(profile: Profile, seen: Observed) -> np.ndarray:
+    """[iteration, task]: what passed between a task's first record and the worker's record before, of pops too."""
+    d = decode(profile)
+    top = _top(profile, seen)
+    out = np.zeros(seen.issue.shape)
+    if top.size < 2:
+        return out
+    lane, begin, end = d.lane[top], d.begin_ns[top], d.end_ns[top]
+    gap = np.clip(np.r_[0, begin[1:] - end[:-1]] * np.r_[False, lane[1:] == lane[:-1]], 0, TURN_NS)
+    gap += np.r_[0, gap[:-1]] * np.r_[False, d.phase[top][:-1] == records.POP]
+    i, row, task = _cells(profile, seen, top)
+    opens = d.phase[i] == records.FETCH
+    out[row[opens], task[opens]] = gap[np.searchsorted(top, i[opens])]
+    return out
+
+
+def _pushes(profile: Profile, seen: Observed) -> np.ndarray:
+    """[iteration, task]: how long a task's worker handed out others."""
+    d = decode(profile)
+    out = np.zeros(seen.issue.shape)
+    top = _top(profile, seen)
+    i, row, task = _cells(profile, seen, top[d.phase[top] == records.PUSH])
+    np.add.at(out, (row, task), (d.end_ns - d.begin_ns)[i])
+    return out
 
 
 def _first(profile: Profile) -> int:
@@ -97,16 +200,13 @@ def _medians(values: np.ndarray) -> np.ndarray:
 
 
 def _costs(profile: Profile, seen: Observed, costs: Costs) -> Costs:
-    """One figure per kind of hand-off: the mean latency, so that rare long ones weigh what they cost in all."""
+    """One figure per kind of hand-off: the mean latency, so that rare long ones weigh what they cost in all. What the
+    recording does not show (pools in a static one) stays as the machine's figures say."""
+    look, handoff = _looks(profile, seen, costs.handoff_ns.get("counter", 0.0))
     w = waits(profile)
-    w = w[w["rank"] == seen.rank]
-    late = (w["latency_ns"] - w["publish_ns"])[w["waited"]]
-    handoff = float(late.mean()) if len(late) else 0.0
-    # What a wait costs whose event lies so far back that its signal has long been seen.
-    past = (w["happened_ns"] != NEVER) & (
-        w["begin_ns"] - w["happened_ns"].where(w["happened_ns"] != NEVER, 0) > 2 * handoff
-    )
-    looked = w.loc[past, "dur_ns"]
+    happened = w["happened_ns"].where(w["happened_ns"] != NEVER, w["begin_ns"])
+    past = (w["rank"] == seen.rank) & (w["begin_ns"] - happened > 2 * handoff)
+    further = w.loc[past & w.duplicated(["iteration", "task"]), "dur_ns"]
     d = decode(profile)
     steps = np.nonzero((d.phase == records.STEP) & (d.lanes.rank[d.lane] == seen.rank))[0]
     published, by = publication(profile, seen)
@@ -119,18 +219,103 @@ def _costs(profile: Profile, seen: Observed, costs: Costs) -> Costs:
         real = (given != NEVER) & (given > d.begin_ns[steps])
         if real.any():
             step = float(np.maximum(0, d.end_ns[steps] - given)[real].mean())
-    dur = d.end_ns - d.begin_ns
-    push, pop = dur[d.phase == records.PUSH], dur[d.phase == records.POP]
     return replace(
         costs,
         handoff_ns={"counter": handoff, "data": handoff, "worker": 0.0},
-        wait_ns=float(looked.median()) if len(looked) else 0.0,
+        wait_ns=look,
+        more_wait_ns=float(further.median()) if len(further) else 0.0,
         step_ns=step,
-        push_ns=float(np.median(push)) if push.size else handoff / 4,
-        queue_ns=handoff,
-        pop_ns=float(np.quantile(pop, 0.1)) if pop.size else handoff / 2,
+        **cast(Any, _pools(profile, seen)),
         source="measured",
     )
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope and offset of a line through medians of y by x, neither negative."""
+    medians = pd.Series(y).groupby(x).median()
+    x, y = medians.index.to_numpy(float), medians.to_numpy(float)
+    slope = max(0.0, float(np.polyfit(x, y, 1)[0])) if x.size > 1 else 0.0
+    fixed = float(np.median(y - slope * x))
+    return (slope, fixed) if x.size > 1 and fixed >= 0 else (float(np.median(y / x)), 0.0)
+
+
+def _looks(profile: Profile, seen: Observed, stated: float) -> tuple[float, float]:
+    """How long one look at an event takes, and a hand-off; `stated` where no wait tells.
+
+    A task's first wait ends with the first look that ends some time after the event: of all pairs of that time and of
+    the look the one under which the recorded waits are as long as they should be, on average, and differ least from it.
+    """
+    w = waits(profile)
+    w = w[(w["rank"] == seen.rank) & (w["done_ns"] != NEVER) & ~w.duplicated(["iteration", "task"])]
+    late = (w["latency_ns"] - w["publish_ns"])[w["waited"]]
+    if min(len(late), len(w) - len(late)) < MIN_WAITS:  # too few of those who waited, or of those who only looked
+        looked = w.loc[~w["waited"], "dur_ns"]
+        return float(looked.median()) if len(looked) else 0.0, float(late.mean()) if len(late) else stated
+    w = w.iloc[:: max(1, len(w) // MAX_WAITS)]
+    behind = (w["begin_ns"] - w["done_ns"]).to_numpy(float)  # signals themselves are replayed
+    dur = w["dur_ns"].to_numpy(float)
+    keep = dur <= np.quantile(dur + np.minimum(behind, 0), 0.999) - np.minimum(behind, 0)
+    behind, dur = behind[keep], dur[keep]
+
+    def after(visible: float, look: float) -> np.ndarray:
+        rest = np.maximum(visible - behind, 0.0)
+        return look * np.maximum(1.0, np.ceil(rest / look)) if look else rest
+
+    best, found = np.inf, (0.0, stated)
+    tried = np.geomspace(max(1.0, np.quantile(dur, 0.01)), max(2.0, np.quantile(dur, 0.5)), 24)
+    for look in np.r_[0.0, tried]:
+        low, high = 0.0, max(1.0, float(np.quantile(behind + dur, 0.99)))
+        for _ in range(20):
+            visible = (low + high) / 2
+            low, high = (visible, high) if after(visible, look).mean() < dur.mean() else (low, visible)
+        off = float(np.abs(after(high, look) - dur).mean())
+        if off < best:
+            best, found = off, (float(look), round(float(high + look / 2), 3))
+    return found
+
+
+def _pools(profile: Profile, seen: Observed) -> dict[str, float]:
+    """What handing tasks out, finding one and taking it cost, as far as records of pushes and pops tell."""
+    d = decode(profile)
+    mine = np.nonzero((d.phase == records.PUSH) & (d.lanes.rank[d.lane] == seen.rank))[0]
+    pushes, row, task = _cells(profile, seen, mine)
+    if not pushes.size:
+        return {}
+    # How many tasks each task's signals made ready, and when they were pushed.
+    ready = np.zeros(seen.issue.shape)
+    pooled = (profile.tasks["worker"] < 0) & (seen.binding >= 0)
+    np.add.at(ready, (seen.binding_row[pooled], seen.binding[pooled]), 1)
+    begin, end = np.full(seen.issue.shape, np.inf), np.full(seen.issue.shape, -np.inf)
+    np.minimum.at(begin, (row, task), d.begin_ns[pushes])
+    np.maximum.at(end, (row, task), d.end_ns[pushes])
+    sent = np.isfinite(begin) & (ready > 0)
+    if not sent.any():
+        return {}
+    each, fixed = _slope(ready[sent], (end - begin)[sent])
+    out = {"handout_ns": fixed, "push_ns": each}
+    # A pop is followed by the first record of the task that it gave.
+    top = _top(profile, seen)
+    at = np.nonzero((d.phase[top[:-1]] == records.POP) & (d.lane[top[1:]] == d.lane[top[:-1]]))[0]
+    given, row, task = _cells(profile, seen, top[at + 1])
+    pop = top[np.searchsorted(top, given) - 1]
+    by, by_row = seen.binding[row, task], seen.binding_row[row, task]
+    some = (by >= 0) & sent[by_row, by]
+    pop, by, by_row = pop[some], by[some], by_row[some]
+    last = end[by_row, by]
+    middle = begin[by_row, by] + fixed + each * (ready[by_row, by] + 1) / 2
+    idle = d.begin_ns[pop] < begin[by_row, by]
+    if idle.sum() < MIN_POPS:
+        return out
+    popped = pd.DataFrame({"by": by_row * profile.n_tasks + by, "end": d.end_ns[pop]})[idle]
+    groups = popped.groupby("by")["end"]
+    spread, size = groups.max() - groups.min(), groups.size()
+    many = size >= MANY_POPS
+    out["serial_ns"] = float((spread[many] / (size[many] - 1)).median()) if many.any() else 0.0
+    queued = popped["by"].map(size).to_numpy() / 2 * max(0.0, out["serial_ns"] - each)
+    taken = max(0.0, float((d.end_ns[pop][idle] - middle[idle] - queued).mean()))
+    there = last + 2 * taken < d.begin_ns[pop]
+    found = float(np.median((d.end_ns - d.begin_ns)[pop[there]])) if there.sum() >= MIN_POPS else taken / 2
+    return {**out, "pop_ns": min(found, taken), "queue_ns": max(0.0, taken - found)}
 
 
 def what_if(
@@ -166,7 +351,7 @@ def what_if(
     asked += [faster is not None, handoff_ns is not None, prefetch]
     if any(asked):
         chosen = program(m, policy, workers, mode, queues) if asked[0] else m.program
-        work = _faster(m, m.work, faster or {})
+        work = _faster(m, _signalling(m, chosen), faster or {})
         work = prefetched(m, work) if prefetch else work
         costs = m.costs if handoff_ns is None else flat(m.costs, float(handoff_ns))
         made = m.run(chosen, work, costs)
@@ -193,7 +378,7 @@ def _single_changes(m: Measured, base: float, top: int) -> list[tuple[str, float
     if _page_waits(m) is not None:
         runs.append(("pages always there", m.run(work=prefetched(m, m.work))))
     if (m.profile.tasks["worker"] >= 0).all():
-        runs.append(("dynamic mode", m.run(program(m, None, None, "dynamic", None))))
+        runs.append(("dynamic mode", replayed(m, mode="dynamic")))
     spent: dict[str, float] = {}
     for o, ns in zip(m.profile.operators, _per_operator(m), strict=True):
         spent[family(str(o["name"]))] = spent.get(family(str(o["name"])), 0.0) + ns
@@ -201,6 +386,20 @@ def _single_changes(m: Measured, base: float, top: int) -> list[tuple[str, float
         runs.append((f"{name} 2× faster", m.run(work=_faster(m, m.work, {name: 2.0}))))
     out = [(name, ns, base - ns) for name, ns in runs]
     return sorted(out, key=lambda r: -r[2])
+
+
+def replayed(m: Measured, **changes: Any) -> float:
+    """The makespan of the recorded tasks under another schedule; see `program`."""
+    made = program(m, *(changes.get(name) for name in ("policy", "workers", "mode", "queues")))
+    return m.run(made, _signalling(m, made))
+
+
+def _signalling(m: Measured, made: Program) -> Work:
+    """The measured work, with signals that take as long as they do where tasks are handed out, or are not."""
+    change = int(made.pooled.any()) - int(m.program.pooled.any())
+    if not change:
+        return m.work
+    return replace(m.work, signal=np.maximum(0.0, m.work.signal + change * m.costs.pool_signal_ns))
 
 
 def _per_operator(m: Measured) -> np.ndarray:

@@ -19,6 +19,9 @@ from mpklab.tasks import TaskGraph
 F64 = npt.NDArray[np.float64]
 # A worker's own arithmetic keeps up with this multiple of its share of the bandwidth (one H200, batch 1).
 KEEPS_UP = 1.2
+# Pools of a GPU, in hand-offs (one H200, dynamic Qwen3-0.6B): a warp pushes 32 tasks side by side; a loader that finds
+# one takes it and lays it out; a signal that may hand out tasks is waited for.
+HANDOUT, PUSH, QUEUE, POP, SERIAL, POOL_SIGNAL = 1.33, 0.021, 0.88, 0.065, 0.027, 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +43,29 @@ class KindCost:
 class Costs:
     """Everything the engine must know beside the schedule. Times in ns, rates in bytes/s.
 
-    kinds: by `flavour` of operator or by its kind; `default` for the others · fetch_ns, signal_ns per task, wait_ns per
-    wait however short · handoff_ns: from the last signal to the waiting worker, by abi.Handoff name · step_ns: likewise for StepControl ·
-    push_ns per task handed out, queue_ns until it can be popped, pop_ns to take it, serial_ns for which one pop keeps
-    the others of its queue waiting · bandwidth of all workers together, worker_bandwidth of one alone · ring_bytes
-    that a worker's loader may run ahead (0: no loader) · source: where the figures come from.
+    kinds: by `flavour` of operator or by its kind; `default` for the others · fetch_ns, signal_ns per task · wait_ns: one
+    look at an event, as a task's first wait takes at least; more_wait_ns: each further one · handoff_ns: from the last
+    signal to the waiting worker, by abi.Handoff name · step_ns: likewise for StepControl · handout_ns to hand out
+    anything and push_ns for each task, queue_ns until it can be popped, pop_ns to take it, serial_ns for which one pop
+    keeps the others of its queue waiting, pool_signal_ns by which signals take longer where tasks are handed out · bandwidth of all
+    workers together, worker_bandwidth of one alone · ring_bytes that a worker's loader may run ahead (0: no loader) ·
+    source: where the figures come from.
     """
 
     kinds: Mapping[str, KindCost] = field(default_factory=dict)
     default: KindCost = field(default_factory=KindCost)
     fetch_ns: float = 0.0
     wait_ns: float = 0.0
+    more_wait_ns: float = 0.0
     signal_ns: float = 0.0
     handoff_ns: Mapping[str, float] = field(default_factory=dict)
     step_ns: float = 0.0
+    handout_ns: float = 0.0
     push_ns: float = 0.0
     queue_ns: float = 0.0
     pop_ns: float = 0.0
     serial_ns: float = 0.0
+    pool_signal_ns: float = 0.0
     bandwidth: float = float("inf")
     worker_bandwidth: float = float("inf")
     ring_bytes: float = 0.0
@@ -73,6 +81,18 @@ class Costs:
             pages = chosen.get("pages", 0) * chosen.get("page_bytes", 0)
             ring = float(pages or machine.shared_bytes // 32768 * 32768 - 32768)
         share = machine.bandwidth / machine.workers
+        pools = {
+            "handout": 0.0,
+            "push": overhead / 4,
+            "queue": handoff / 2,
+            "pop": overhead,
+            "serial": overhead / 8,
+            "pool_signal": 0.0,
+        }
+        if machine.backend == "cuda":
+            figures = {"handout": HANDOUT, "push": PUSH, "queue": QUEUE, "pop": POP, "serial": SERIAL}
+            figures["pool_signal"] = POOL_SIGNAL
+            pools = {name: figure * handoff for name, figure in figures.items()}
         kind = KindCost(
             ns_per_flop=1e9 * machine.workers / machine.peak_f32,
             ns_per_byte=1e9 / (share * KEEPS_UP) if machine.backend == "cuda" else 0.0,
@@ -83,10 +103,12 @@ class Costs:
             signal_ns=overhead / 2,
             handoff_ns={"counter": handoff, "data": 0.8 * handoff, "worker": 0.0},
             step_ns=handoff,
-            push_ns=overhead / 4,
-            queue_ns=handoff / 2,
-            pop_ns=overhead,
-            serial_ns=overhead / 8,
+            handout_ns=pools["handout"],
+            push_ns=pools["push"],
+            queue_ns=pools["queue"],
+            pop_ns=pools["pop"],
+            serial_ns=pools["serial"],
+            pool_signal_ns=pools["pool_signal"],
             bandwidth=machine.bandwidth,
             worker_bandwidth=share if machine.backend == "cpu" else 2 * share,
             ring_bytes=ring,
@@ -145,7 +167,7 @@ class Work:
     """What each task does, in arrays over task ids, in ns and bytes.
 
     execute: its duration where that is given, NaN where it follows from the rest: it ends overhead after both its
-    `compute` time and its bytes are there. These three may have a row per iteration. `ahead` bytes may be loaded before
+    `compute` time and its bytes are there. Times may have a row per iteration. `ahead` bytes may be loaded before
     the task's events happen (by a loader, if there is one); `behind` bytes only afterwards.
     """
 
@@ -163,7 +185,7 @@ class Work:
         """Work of known durations: nothing is shared, nothing is loaded ahead."""
         execute = np.asarray(execute, np.float64)
         n = execute.shape[-1]
-        rest = [np.broadcast_to(np.asarray(x, np.float64), (n,)) for x in (fetch, gather, signal)]
+        rest = [np.asarray(x, np.float64) + np.zeros(n) for x in (fetch, gather, signal)]
         none = np.zeros(n)
         return Work(execute, rest[0], rest[1], rest[2], none, none, none, none)
 

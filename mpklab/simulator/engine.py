@@ -98,9 +98,9 @@ class _Engine:
         self.latency = [costs.handoff_ns.get(k.name, 0.0) for k in Handoff]
         execute = np.broadcast_to(np.atleast_2d(work.execute), (iterations, n))
         self.given: list[float] = execute.ravel().tolist()
-        self.fetch, self.gather, self.signal = work.fetch.tolist(), work.gather.tolist(), work.signal.tolist()
-        self.overhead, self.compute = (
-            np.broadcast_to(np.atleast_2d(x), (iterations, n)).ravel().tolist() for x in (work.overhead, work.compute)
+        self.fetch, self.gather, self.signal, self.overhead, self.compute = (
+            np.broadcast_to(np.atleast_2d(x), (iterations, n)).ravel().tolist()
+            for x in (work.fetch, work.gather, work.signal, work.overhead, work.compute)
         )
         self.ahead, self.behind = work.ahead.tolist(), work.behind.tolist()
 
@@ -127,7 +127,8 @@ class _Engine:
         self.heap: list[tuple[float, int, int, int]] = []  # time, number, what, whose
         self.number = 0
         self.count, self.happened = [0] * (events * iterations), [-1.0] * (events * iterations)
-        self.waiting: dict[int, list[tuple[int, int, int, float]]] = {}  # worker, task, wait, since
+        # worker, task, wait, since when it waits for this event, and since when it looks at any of the task's
+        self.waiting: dict[int, list[tuple[int, int, int, float, float]]] = {}
         self.at, self.iteration = [0] * workers, [0] * workers
         self.running, self.parts, self.least = [-1] * workers, [0] * workers, [0.0] * workers
 
@@ -241,13 +242,18 @@ class _Engine:
         self.clock += 1
         self.order[inst] = self.clock
         self.issue[inst] = t
-        t += self.fetch[task]
+        t += self.fetch[inst]
         self.fetched[inst] = t
-        self._wait(w, task, self.wait_first[task], t)
+        self._wait(w, task, self.wait_first[task], t, t)
 
-    def _wait(self, w: int, task: int, k: int, t: float) -> None:
-        """Pass the task's waits from the k-th on; where one has not happened, its event comes back here."""
+    def _wait(self, w: int, task: int, k: int, t: float, since: float) -> None:
+        """Pass the task's waits from the k-th on; where one has not happened, its event comes back here.
+
+        A worker looks at its events again and again since it took the task up. A look takes `wait_ns`, so that much of
+        `handoff_ns` depends on where in a look an event falls; on average half of it.
+        """
         it = self.iteration[w]
+        look = self.costs.wait_ns
         # What a pop handed over after its events is seen with the pop.
         seen = self.pooled[task] and not self.early
         while k < self.wait_first[task + 1]:
@@ -256,17 +262,18 @@ class _Engine:
                 key = epoch * self.n_events + self.wait_event[k]
                 happened = self.happened[key]
                 if happened < 0:
-                    self.waiting.setdefault(key, []).append((w, task, k, t))
+                    self.waiting.setdefault(key, []).append((w, task, k, t, since))
                     return
-                t += self.costs.wait_ns
-                if not seen and happened + self.latency[kind] > t:
-                    t = happened + self.latency[kind]
+                t += look if t == since else self.costs.more_wait_ns
+                visible = happened + max(0.0, self.latency[kind] - look / 2)
+                if not seen and visible > t:
+                    t = since + look * math.ceil((visible - since) / look) if look > 0 else visible
             self.waited[it * self.n_waits + k] = t
             k += 1
         if self.early and not self.pooled[task]:
             t = self._promise(task, it, t)
-        t += self.gather[task]
         inst = it * self.n + task
+        t += self.gather[inst]
         self.begin[inst] = t
         self.running[w] = task
         given = self.given[inst]
@@ -304,7 +311,7 @@ class _Engine:
 
     def _finish(self, w: int, inst: int, end: float) -> None:
         self.end[inst] = end
-        self._later(end + self.signal[self.running[w]], _PUBLISH, w)
+        self._later(end + self.signal[inst], _PUBLISH, w)
 
     def _publish(self, w: int) -> None:
         """The running task's signals are out, now."""
@@ -316,8 +323,8 @@ class _Engine:
             self.count[key] += 1
             if self.count[key] == self.need[event]:
                 self.happened[key] = now
-                for other, its_task, k, since in self.waiting.pop(key, ()):
-                    self._wait(other, its_task, k, since)
+                for other, its_task, k, t, since in self.waiting.pop(key, ()):
+                    self._wait(other, its_task, k, t, since)
                 if self.dynamic:
                     if not self.early:
                         ready += self._ready(event, it)
@@ -366,6 +373,7 @@ class _Engine:
 
     def _push(self, tasks: list[int], it: int, t: float) -> float:
         """Hand tasks out one after the other; when the last is."""
+        t += self.costs.handout_ns
         for task in tasks:
             t += self.costs.push_ns
             self._later(t + self.costs.queue_ns, _ARRIVE, task)
@@ -517,7 +525,7 @@ class _Engine:
             waited=grid(self.waited, self.n_waits),
             begin=grid(self.begin, n),
             end=end,
-            signalled=end + np.array(self.signal),
+            signalled=end + grid(self.signal, n),
             pushed=grid(self.pushed, n),
             entered=grid(self.entered, workers),
             stepped=grid(self.stepped, workers),
@@ -531,7 +539,7 @@ class _Engine:
 
     def _hang(self, stuck: list[int]) -> ScheduleError:
         lines = []
-        awaited = {w: (task, key) for key, rows in self.waiting.items() for w, task, _, _ in rows}
+        awaited = {row[0]: (row[1], key) for key, rows in self.waiting.items() for row in rows}
         for w in stuck[:4]:
             if w in awaited:
                 task, key = awaited[w]

@@ -85,6 +85,8 @@ def predict(
     if durations is not None:
         todo = replace(todo, execute=drawn(durations, tasks, iterations, seed))
     program = Program.of_schedule(schedule, mode, handout)
+    if program.pooled.any():
+        todo = replace(todo, signal=todo.signal + costs.pool_signal_ns)
     if (mode or schedule.mode) != schedule.mode:
         # Played in another mode: what is known of it goes into the profile, where a run in that mode would put it.
         if program.handout.priority != "fifo":
