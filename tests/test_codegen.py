@@ -57,7 +57,7 @@ def test_tables_say_what_the_schedule_says(tasks, policy):
 
 
 def test_one_kernel_per_operator_runs_every_task_where_the_schedule_has_it():
-    lowered = lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), tiles={"linear": 8})
+    lowered = lower(decode_graph(named("tiny"), context=64), Machine.named("h200", 5), tiles={"linear": 8})
     schedule = assign(lowered, policy="zigzag")
     text = emit(schedule, per_operator=True).text
     assert text.count("__global__") == len(lowered.variants)
