@@ -295,12 +295,22 @@ MPK_FN void copy_weights(LoadContext<S>& c, char* to, int operand, u64 row_bytes
   }
   const Slot& slot = ((const Slot*)c.launch.slots)[c.task().slots[operand]];
   const Segment* parts = (const Segment*)slot.segments;
-  for (u32 i = 0; i < slot.n_segments && bytes > 0; ++i) {
-    u64 begin = parts[i].begin * row_bytes, end = parts[i].end * row_bytes;
-    if (byte >= end) continue;
-    u32 n = end - byte < bytes ? u32(end - byte) : bytes;
-    c.copy(to, (const char*)parts[i].base + (byte - begin), n, c.weights_policy);
-    to += n, byte += n, bytes -= n;
+  // A lane holds one segment, so that finding the right one is one trip to memory, however many there are.
+  for (u32 first = 0; first < slot.n_segments && bytes > 0; first += 32) {
+    u32 i = first + u32(c.lane());
+    Segment mine{};
+    if (i < slot.n_segments) mine = parts[i];
+    u64 begin = mine.begin * row_bytes, end = mine.end * row_bytes, base = u64(mine.base);
+    while (bytes > 0) {
+      u32 found = __ballot_sync(0xffffffffu, begin <= byte && byte < end);
+      if (found == 0) break;
+      int who = __ffs(int(found)) - 1;
+      u64 left = __shfl_sync(0xffffffffu, end, who) - byte;
+      u64 at = __shfl_sync(0xffffffffu, base, who) + (byte - __shfl_sync(0xffffffffu, begin, who));
+      u32 n = left < bytes ? u32(left) : bytes;
+      c.copy(to, (const char*)at, n, c.weights_policy);
+      to += n, byte += n, bytes -= n;
+    }
   }
 }
 
