@@ -442,6 +442,30 @@ def test_looking_at_tasks() -> None:
     assert f"{len(tasks)} tasks" in str(tasks)
 
 
+@pytest.mark.parametrize("workers, gpu", [(2, False), (16, True)])
+def test_barriers_put_operators_one_after_the_other(workers: int, gpu: bool) -> None:
+    tasks = tiny(workers, 2, gpu, barriers=True)
+    for i in range(len(tasks.operators)):
+        for t in range(int(tasks.first[i]), int(tasks.first[i + 1])):
+            events = tasks.wait_event[tasks.wait_first[t] : tasks.wait_first[t + 1]]
+            assert tasks.event_producer[events].tolist() == ([i - 1] if i else [])
+    assert (tasks.need == np.diff(tasks.first)[:-1]).all()
+    for policy in ("locality", "zigzag"):
+        verify(assign(tasks, policy=policy))
+    again = lower(tasks.graph.parent or tasks.graph, tasks.machine, plan=Plan.from_json(tasks.plan.to_json()))
+    assert arrays(again)["wait_event"] == arrays(tasks)["wait_event"]
+    assert tasks.plan.hash != tiny(workers, 2, gpu).plan.hash
+
+
+def test_barriers_without_a_step_hold_between_iterations() -> None:
+    """Random programs, whose iterations overlap unless something keeps them apart."""
+    for seed in range(40):
+        plain = random_program(random.Random(seed))[1].lower()
+        tasks = lower(plain.graph, plain.machine, plain.plan, barriers=True)
+        verify(assign(tasks))
+        assert tasks.step_task >= 0 or tasks.wait_lag.any()
+
+
 def test_no_step_no_tasks_no_problem() -> None:
     g = GraphBuilder("one")
     g.linear("up", x=g.input("x", (1, 8)), weight=g.weight("w", (8, 8)), role="output")

@@ -158,6 +158,17 @@ def coarsened(deps: list[Dependence], counts: IntArray) -> list[Dependence]:
     ]
 
 
+def one_after_the_other(counts: IntArray, step: int) -> list[Dependence]:
+    """Every operator after all of the one before it; without a step the first after the last of the iteration before."""
+
+    def after(producer: int, consumer: int, lag: int) -> Dependence:
+        none = np.zeros(int(counts[consumer]), np.int64)
+        return Dependence(producer, consumer, lag, none, none + counts[producer])
+
+    n = len(counts)
+    return [after(i, i + 1, 0) for i in range(n - 1)] + ([after(n - 1, 0, 1)] if step < 0 else [])
+
+
 def ranges_of(deps: list[Dependence]) -> IntArray:
     """The distinct ranges of producer tiles that some consumer asks for, in order."""
     asked = np.concatenate([np.stack([d.begin, d.end], 1) for d in deps])

@@ -24,6 +24,7 @@ from mpklab.tasks.dependences import (
     counts_apart,
     dependences,
     fewer_waits,
+    one_after_the_other,
     prune,
     prune_between,
     ranges_of,
@@ -54,20 +55,22 @@ def lower(
     *,
     tiles: Mapping[str, int] | None = None,
     passes: tuple[str, ...] | None = None,
+    barriers: bool = False,
     **settings: int,
 ) -> TaskGraph:
     """Cut a graph into tasks for a machine and work out what must wait for what.
 
     `plan` replays choices made before; otherwise `tiles` (tile sizes by operator name or kind) and `passes` override
     what the machine suggests. The tasks' own `graph` is the rewritten one; its ancestors are its `parent`s.
-    Further keywords are kernel settings kept in the plan.
+    `barriers` puts one between operators, to see what finer events are worth. Further keywords are kernel settings kept
+    in the plan.
     """
     machine = machine or Machine.detect()
     if plan is not None and (tiles or passes is not None):
         raise LowerError("give either a plan, or tiles and passes to make one from")
     plan = plan or choose_plan(graph, machine, tiles, passes)
-    if settings:
-        plan = replace(plan, settings={**plan.settings, **settings})
+    if settings or barriers:
+        plan = replace(plan, settings={**plan.settings, **settings}, barriers=barriers or plan.barriers)
     return _lower_rewritten(graph_passes.apply(graph, plan.passes), machine, plan)
 
 
@@ -82,7 +85,8 @@ def _lower_rewritten(graph: Graph, machine: Machine, plan: Plan) -> TaskGraph:
         late = graph.operators[steps[0] + 1].name
         raise LowerError(f"{graph.operators[steps[0]].name} opens the next iteration, so {late} cannot come after it")
     edges = derive_edges(graph, tiler)
-    kept = prune(dependences(edges), counts, steps[0] if steps else -1)
+    step = steps[0] if steps else -1
+    kept = one_after_the_other(counts, step) if plan.barriers else prune(dependences(edges), counts, step)
     if not steps:
         kept = prune_between(kept)
     kept = coarsened(fewer_waits(kept), counts)

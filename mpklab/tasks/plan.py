@@ -18,24 +18,29 @@ from mpklab.ops import REGISTRY, Tiling
 
 @dataclass(frozen=True)
 class Plan:
-    """Every choice that lowering made: passes, a tiling per operator, and settings of the kernel. Replayable."""
+    """Every choice that lowering made: passes, a tiling per operator, and settings of the kernel. Replayable.
+
+    `barriers`: every operator waits for all of the one before it, as if each were a kernel of its own.
+    """
 
     passes: tuple[str, ...]
     tilings: Mapping[str, Tiling]
     settings: Mapping[str, int] = field(default_factory=dict)
+    barriers: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
             "passes": list(self.passes),
             "tilings": {k: asdict(v) for k, v in self.tilings.items()},
             "settings": dict(self.settings),
+            **({"barriers": True} if self.barriers else {}),
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
         try:
             tilings = {k: Tiling(**v) for k, v in data["tilings"].items()}
-            return Plan(tuple(data["passes"]), tilings, dict(data["settings"]))
+            return Plan(tuple(data["passes"]), tilings, dict(data["settings"]), bool(data.get("barriers", False)))
         except (KeyError, TypeError) as error:
             raise LowerError(f"not a plan: {error!r}") from error
 
