@@ -123,7 +123,6 @@ struct LoadContext {
   Shared<S>& shared;
   char* pages;
   const Descriptor* described = nullptr;
-  const Descriptor* upcoming = nullptr;  // the task after it, or null
   RingPosition<S> at{};
   u32 issued = 0;  // pages so far
   Step step{};
@@ -274,14 +273,20 @@ struct LoadContext {
   }
 };
 
-// The first bytes of a dense operand of the upcoming task, from its byte `byte` on, on their way to the L2.
-template <class S>
-MPK_FN void prefetch_weights(LoadContext<S>& c, int operand, u64 byte, u32 bytes) {
+// What a tile loads first, as far as that is known before its events: `streams` runs of `bytes`, `stride` apart.
+struct Ahead {
+  u64 from = 0, stride = 0;
+  u32 streams = 0, bytes = 0;
+  u32 tile_bytes = 0;  // all that it streams through the ring, about
+};
+
+// A run of bytes on its way to the L2.
+MPK_FN void prefetch_weights(u64 from, u32 bytes, int lane) {
 #if MPK_BULK
-  u64 base = c.upcoming->bases[operand];
   constexpr u32 piece = 4096;
-  for (u32 i = u32(c.lane()) * piece; i < bytes; i += 32 * piece)
-    ptx::prefetch_l2((const char*)base + byte + i, bytes - i < piece ? bytes - i : piece);
+#pragma unroll 1
+  for (u32 i = u32(lane) * piece; i < bytes; i += 32 * piece)
+    ptx::prefetch_l2((const char*)from + i, bytes - i < piece ? bytes - i : piece);
 #endif
 }
 

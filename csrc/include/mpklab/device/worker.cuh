@@ -342,8 +342,9 @@ struct Consumers {
 template <class S, class K>
 struct Loader {
   LoadContext<S>& context;
-  u32 laid_out = 0;    // descriptors, where there are pools
-  bool stays = false;  // in the pool, for all of every iteration
+  u32 laid_out = 0;     // descriptors, where there are pools
+  u32 loaded_next = 0;  // bytes that the upcoming task streams
+  bool stays = false;   // in the pool, for all of every iteration
   Turn turn{};
 
   MPK_FN void walk(const Entry* queue, u32 length) {
@@ -377,7 +378,8 @@ struct Loader {
         if (context.over) break;
         context.described = context.shared.tasks + at;
         if (++at == descriptors) at = 0;
-        context.upcoming = follows ? context.shared.tasks + at : nullptr;
+        const Descriptor* upcoming = follows && launch.prefetch ? context.shared.tasks + at : nullptr;
+        if constexpr (S::l2_bytes > 0) send_ahead(upcoming);
         context.poll_host();
         Table<K>::call(context.task().variant, *this);
       }
@@ -453,27 +455,37 @@ struct Loader {
     if constexpr (V::template loads<S>) {
       if (!context.launch.prefetch && !context.wait_for(context.task().waits, context.task().n_waits)) return;
       if (context.lane() == 0) context.recorder.template begin<3>(Phase::load_, context.described->id);
-      // A small tile leaves the memory idle while its events are waited for: the next one's weights go to the L2 then.
-      if constexpr (S::l2_bytes > 0)
-        if (context.launch.prefetch && context.upcoming &&
-            V::template tile_bytes<S>(context.task()) <= 2 * S::ring_bytes) {
-          Prefetcher prefetcher{context};
-          Table<K>::call(context.upcoming->task.variant, prefetcher);
-        }
       V::load(context);
       if (context.lane() == 0) context.recorder.template end<3>(Phase::load_, context.described->id);
     }
   }
 
-  struct Prefetcher {
-    LoadContext<S>& context;
+  struct Lookup {
+    const Descriptor& task;
+    Ahead found{};
     template <class V>
     MPK_FN void visit() {
-      if constexpr (V::template loads<S>) V::prefetch(context);
+      if constexpr (V::template loads<S>) found = V::template ahead<S>(task);
     }
   };
 
  private:
+  // A small tile leaves the memory idle while its events are waited for: the next one's weights go to the L2 then. This
+  // stands here once, not with every operator: a step's code hardly fits the instruction cache.
+  MPK_FN void send_ahead(const Descriptor* upcoming) {
+    u32 loaded_now = loaded_next;
+    Ahead next{};
+    if (upcoming) {
+      Lookup lookup{*upcoming};
+      Table<K>::call(upcoming->task.variant, lookup);
+      next = lookup.found;
+    }
+    loaded_next = next.tile_bytes;
+    if (loaded_now == 0 || loaded_now > 2 * S::ring_bytes) return;
+#pragma unroll 1
+    for (u32 s = 0; s < next.streams; ++s) prefetch_weights(next.from + s * next.stride, next.bytes, context.lane());
+  }
+
   MPK_FN void begin_iteration() {
     if (context.lane() != 0) return;
     context.recorder.window(context.launch, context.run.iteration);

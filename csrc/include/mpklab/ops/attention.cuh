@@ -73,10 +73,8 @@ struct Attention {
 
   // Which rows of the caches are read is known only with the step.
   template <class S>
-  static MPK_FN void prefetch(LoadContext<S>&) {}
-  template <class S>
-  static MPK_FN u32 tile_bytes(const Task&) {
-    return S::ring_bytes;
+  static MPK_FN Ahead ahead(const Descriptor&) {
+    return {0, 0, 0, 0, S::ring_bytes};
   }
 
   // A head after its norm and the rotation of its halves, by one warp: lane l holds elements l, l + 32 … of each half.

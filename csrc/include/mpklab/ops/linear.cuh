@@ -45,19 +45,16 @@ struct Linear {
   static MPK_FN void load(LoadContext<S>& c) {
     Work<S>::load(c);
   }
-  template <class S>
-  static MPK_FN u32 tile_bytes(const Task& task) {
-    return u32(task.tile[1] - task.tile[0]) * u32(Is::streams * K * int(sizeof(T)));
-  }
   // The weights this tile reads first. Segmented weights stay out: where they begin is not worth another trip to
   // memory.
   template <class S>
-  static MPK_FN void prefetch(LoadContext<S>& c) {
-    const Task& task = c.upcoming->task;
-    if (c.upcoming->bases[1] == 0) return;
-    u64 row_bytes = u64(K) * sizeof(T);
-    u32 most = min(u32(S::l2_bytes), tile_bytes<S>(task)) / Is::streams / 16 * 16;
-    for (int s = 0; s < Is::streams; ++s) prefetch_weights(c, 1, u64(s * N + task.tile[0]) * row_bytes, most);
+  static MPK_FN Ahead ahead(const Descriptor& described) {
+    constexpr u64 row_bytes = u64(K) * sizeof(T);
+    int begin = described.task.tile[0], end = described.task.tile[1];
+    u32 all = u32(end - begin) * u32(Is::streams * row_bytes);
+    u32 most = min(u32(S::l2_bytes), all) / Is::streams / 16 * 16;
+    u64 base = described.bases[1];
+    return {base + u64(begin) * row_bytes, N * row_bytes, base ? u32(Is::streams) : 0u, most, all};
   }
 };
 
