@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mpklab import recipe
+from mpklab.analysis.cuts import cut
 from mpklab.analysis.handoffs import waits
 from mpklab.analysis.idle import TURN_NS, publication
 from mpklab.analysis.observed import Observed, observe
@@ -325,6 +326,7 @@ def what_if(
     workers: int | None = None,
     mode: str | None = None,
     queues: Sequence[Sequence[int]] | pd.DataFrame | None = None,
+    tiles: Mapping[str, int] | None = None,
     faster: Mapping[str, float] | None = None,
     handoff_ns: float | None = None,
     prefetch: bool = False,
@@ -335,7 +337,8 @@ def what_if(
     together) twice as fast, largest gain first.
 
     policy: a name of `mk.schedule.POLICIES` or a function (needs the profile's recipe) · workers: how many · mode:
-    "dynamic" or "static" · queues: task ids per worker, or a table with worker, position and task · faster: how many
+    "dynamic" or "static" · queues: task ids per worker, or a table with worker, position and task · tiles: other tile sizes,
+    by operator or kind as `lower` takes them (with a policy's name or workers alone) · faster: how many
     times faster, by operator name, kind, or name without layer · handoff_ns: every hand-off takes this long · prefetch:
     no consumer ever waits for a page (needs level 3).
     change · makespan_ns · gain_ns: against the replay of the recorded schedule · gain: as a share of it. The first two
@@ -349,13 +352,19 @@ def what_if(
     ]
     asked = [policy is not None or workers is not None or mode is not None or queues is not None]
     asked += [faster is not None, handoff_ns is not None, prefetch]
-    if any(asked):
-        chosen = program(m, policy, workers, mode, queues) if asked[0] else m.program
-        work = _faster(m, _signalling(m, chosen), faster or {})
-        work = prefetched(m, work) if prefetch else work
-        costs = m.costs if handoff_ns is None else flat(m.costs, float(handoff_ns))
-        made = m.run(chosen, work, costs)
+    if tiles and (mode is not None or queues is not None or any(asked[1:]) or callable(policy)):
+        raise ProfileError("tiles can be changed together with a policy's name or the number of workers alone")
+    if tiles or any(asked):
+        if tiles:
+            made = cut(m, tiles, str(policy) if policy else None, workers).run()
+        else:
+            chosen = program(m, policy, workers, mode, queues) if asked[0] else m.program
+            work = _faster(m, _signalling(m, chosen), faster or {})
+            work = prefetched(m, work) if prefetch else work
+            costs = m.costs if handoff_ns is None else flat(m.costs, float(handoff_ns))
+            made = m.run(chosen, work, costs)
         said = [
+            ", ".join(f"{name} in tiles of {size}" for name, size in (tiles or {}).items()),
             f"policy {getattr(policy, '__name__', policy)}" if policy is not None else "",
             f"{workers} workers" if workers is not None else "",
             f"{mode} mode" if mode is not None else "",
