@@ -277,19 +277,27 @@ def _looks(profile: Profile, seen: Observed, stated: float) -> tuple[float, floa
 
 def _pools(profile: Profile, seen: Observed) -> dict[str, float]:
     """What handing tasks out, finding one and taking it cost, as far as records of pushes and pops tell."""
-    d = decode(profile)
-    mine = np.nonzero((d.phase == records.PUSH) & (d.lanes.rank[d.lane] == seen.rank))[0]
-    pushes, row, task = _cells(profile, seen, mine)
-    if not pushes.size:
+    d, rules = decode(profile), seen.protocol
+    pushes = np.nonzero((d.phase == records.PUSH) & (d.event >= 0) & (d.lanes.rank[d.lane] == seen.rank))[0]
+    row = d.iteration[pushes].astype(np.int64) - seen.iterations[0]
+    pushes = pushes[(row >= 0) & (row < seen.iterations.size)]
+    waits_now = np.nonzero((rules.wait_lag == 0) & (profile.tasks["worker"][rules.wait_task] < 0))[0]
+    if not (pushes.size and waits_now.size):
         return {}
-    # How many tasks each task's signals made ready, and when they were pushed.
-    ready = np.zeros(seen.issue.shape)
-    pooled = (profile.tasks["worker"] < 0) & (seen.binding >= 0)
-    np.add.at(ready, (seen.binding_row[pooled], seen.binding[pooled]), 1)
-    begin, end = np.full(seen.issue.shape, np.inf), np.full(seen.issue.shape, -np.inf)
-    np.minimum.at(begin, (row, task), d.begin_ns[pushes])
-    np.maximum.at(end, (row, task), d.end_ns[pushes])
-    sent = np.isfinite(begin) & (ready > 0)
+    row, event = d.iteration[pushes].astype(np.int64) - seen.iterations[0], d.event[pushes]
+    begin, end = (np.full((seen.iterations.size, rules.n_events), -np.inf) for _ in range(2))
+    begin[row, event], end[row, event] = d.begin_ns[pushes], d.end_ns[pushes]
+    # The push that made a task poppable is the last of those for its events.
+    by_task = np.full(seen.issue.shape, -1)
+    waited = begin[:, rules.wait_event[waits_now]]
+    for i, times in enumerate(waited):
+        order = np.argsort(times, kind="stable")
+        order = order[np.isfinite(times[order])]
+        by_task[i, rules.wait_task[waits_now[order]]] = rules.wait_event[waits_now[order]]
+    rows, tasks = np.nonzero(by_task >= 0)
+    ready = np.zeros(begin.shape)
+    np.add.at(ready, (rows, by_task[rows, tasks]), 1)
+    sent = ready > 0
     if not sent.any():
         return {}
     each, fixed = _slope(ready[sent], (end - begin)[sent])
@@ -299,15 +307,14 @@ def _pools(profile: Profile, seen: Observed) -> dict[str, float]:
     at = np.nonzero((d.phase[top[:-1]] == records.POP) & (d.lane[top[1:]] == d.lane[top[:-1]]))[0]
     given, row, task = _cells(profile, seen, top[at + 1])
     pop = top[np.searchsorted(top, given) - 1]
-    by, by_row = seen.binding[row, task], seen.binding_row[row, task]
-    some = (by >= 0) & sent[by_row, by]
-    pop, by, by_row = pop[some], by[some], by_row[some]
+    by = by_task[row, task]
+    pop, by, by_row = pop[by >= 0], by[by >= 0], row[by >= 0]
     last = end[by_row, by]
     middle = begin[by_row, by] + fixed + each * (ready[by_row, by] + 1) / 2
     idle = d.begin_ns[pop] < begin[by_row, by]
     if idle.sum() < MIN_POPS:
         return out
-    popped = pd.DataFrame({"by": by_row * profile.n_tasks + by, "end": d.end_ns[pop]})[idle]
+    popped = pd.DataFrame({"by": by_row * rules.n_events + by, "end": d.end_ns[pop]})[idle]
     groups = popped.groupby("by")["end"]
     spread, size = groups.max() - groups.min(), groups.size()
     many = size >= MANY_POPS

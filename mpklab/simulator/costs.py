@@ -21,7 +21,7 @@ F64 = npt.NDArray[np.float64]
 KEEPS_UP = 1.2
 # Pools of a GPU, in hand-offs (one H200, dynamic Qwen3-0.6B): a warp pushes 32 tasks side by side; a loader that finds
 # one takes it and lays it out; a signal that may hand out tasks is waited for.
-HANDOUT, PUSH, QUEUE, POP, SERIAL, POOL_SIGNAL = 1.33, 0.021, 0.88, 0.065, 0.027, 0.95
+HANDOUT, PUSH, QUEUE, POP, SERIAL, POOL_SIGNAL = 0.97, 0.024, 1.24, 0.065, 0.027, 0.95
 
 
 @dataclass(frozen=True, slots=True)

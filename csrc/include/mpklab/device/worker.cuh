@@ -536,7 +536,11 @@ struct Loader {
         const Task& task = run.task(id);
         const Signal* signals = run.signals() + task.signals;
         bool last = u32(context.lane()) < task.n_signals && promise(run, signals[context.lane()]);
-        hand_out_by_warp(run, signals, __ballot_sync(0xffffffffu, last));
+        u32 promised = __ballot_sync(0xffffffffu, last);
+        u32 event = promised ? signals[__ffs(int(promised)) - 1].event : 0;
+        if (promised && context.lane() == 0) context.recorder.template begin<3>(Phase::push_, event);
+        hand_out_by_warp(run, signals, promised);
+        if (promised && context.lane() == 0) context.recorder.template end<3>(Phase::push_, event);
       }
       run_next(id, true);
     }
