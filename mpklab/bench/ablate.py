@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,102 +15,149 @@ import torch
 
 import mpklab as mk
 from mpklab import device, stamp
-from mpklab.bench.decode import Bandwidth, reset, start
-from mpklab.errors import EnvError, MpkError
+from mpklab.bench._common import Interval, show, write_json
+from mpklab.bench.decode import TWO_BLOCKS, Bandwidth, stepping
+from mpklab.codegen import device_settings
+from mpklab.errors import EnvError, MpkError, suggest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="qwen3-0.6b")
-    parser.add_argument("--context", type=int, default=512, help="rows in the cache")
-    parser.add_argument("--rounds", type=int, default=20, help="interleaved rounds")
-    parser.add_argument("--steps", type=int, default=16, help="decode steps in one launch")
-    parser.add_argument("--only", help="names of changes, comma-separated; the baseline always runs")
-    parser.add_argument("--json", metavar="FILE", help="write every sample here")
+    add = parser.add_argument
+    add("--model", default="qwen3-0.6b", help="(default: %(default)s)")
+    add("--batch", type=int, default=1, help="sequences at once (default: %(default)s)")
+    add("--context", type=int, default=512, help="rows in the cache (default: %(default)s)")
+    add("--rounds", type=int, default=20, help="interleaved rounds (default: %(default)s)")
+    add("--steps", type=int, default=16, help="decode steps in one sample (default: %(default)s)")
+    add("--only", help="names of changes, comma-separated; the baseline always runs")
+    add("--json", type=Path, metavar="FILE", help="write every sample here")
 
 
-def changes(graph: Any, machine: Any) -> dict[str, Callable[[], Any]]:
-    """Each change as a call that makes its schedule; only what it names differs from the baseline."""
-    passes = mk.choose_plan(graph, machine).passes
+@dataclass
+class Change:
+    """One thing that differs from the baseline: how its schedule is made, how it is launched, what the loader may do."""
 
-    def without(*names: str) -> tuple[str, ...]:
-        return tuple(p for p in passes if p.split(":")[0] not in names)
+    make: Callable[[], Any]
+    launch: str = "persistent"
+    prefetch: bool = True
+    ms: list[float] = field(default_factory=list)
 
-    def pieces(text: str) -> tuple[str, ...]:
-        return tuple(text if p.startswith("split_attention") else p for p in passes)
 
-    def lowered(**choices: Any) -> Any:
-        return mk.assign(mk.lower(graph, machine, **choices))
+def changes(graph: Any, machine: Any) -> dict[str, Change]:
+    """Every change by name, the baseline first."""
+    plan = mk.choose_plan(graph, machine)
+    passes, settings = plan.passes, device_settings(plan.settings)
 
+    def lowered(**choices: Any) -> Callable[[], Any]:
+        return lambda: mk.assign(mk.lower(graph, machine, **choices))
+
+    def assigned(**choices: Any) -> Callable[[], Any]:
+        return lambda: mk.assign(mk.lower(graph, machine), **choices)
+
+    def without(name: str) -> Callable[[], Any]:
+        return lowered(passes=tuple(p for p in passes if p.split(":")[0] != name))
+
+    def pieces(text: str) -> Callable[[], Any]:
+        return lowered(passes=tuple(text if p.startswith("split_attention") else p for p in passes))
+
+    fewer = mk.Machine.cuda(machine.workers - machine.workers // 33)
+    warps = 24 - settings["consumer_warps"]
     return {
-        "baseline": lambda: lowered(),
-        "prefetch off": lambda: lowered(),
-        "fixed 64-row tiles": lambda: lowered(tiles={"linear": 64}),
-        "round robin": lambda: mk.assign(mk.lower(graph, machine), policy="round_robin"),
-        "zigzag": lambda: mk.assign(mk.lower(graph, machine), policy="zigzag"),
-        "rms_norm on its own": lambda: lowered(passes=without("fuse_norm")),
-        "silu_mul on its own": lambda: lowered(passes=without("fuse_silu_mul")),
-        "residual add on its own": lambda: lowered(passes=without("fuse_residual")),
-        "attention merge on its own": lambda: lowered(passes=without("fuse_merge")),
-        "argmax on its own": lambda: lowered(passes=without("fuse_argmax")),
-        "4 pieces of the context": lambda: lowered(passes=pieces("split_attention:4:16")),
-        "16 pieces of the context": lambda: lowered(passes=pieces("split_attention:16:16")),
-        "pieces in float32": lambda: lowered(passes=tuple(p.removesuffix(":16") for p in passes)),
-        "8 consumer warps": lambda: lowered(consumer_warps=8),
-        "every page in flight": lambda: lowered(in_flight=6),
-        "nothing ahead to the L2": lambda: lowered(l2_bytes=0),
-        "one SM in 33 left to schedulers": lambda: mk.assign(
-            mk.lower(graph, mk.Machine.cuda(machine.workers - machine.workers // 33))
+        "baseline": Change(lowered()),
+        # Hand-offs: what one persistent kernel is for.
+        "one barrier between operators": Change(lowered(barriers=True)),
+        "one kernel per operator": Change(lowered(), launch="per_operator"),
+        "one kernel per operator, two blocks an SM": Change(lowered(**TWO_BLOCKS), launch="per_operator"),
+        "one kernel per operator, nothing loaded before the wait": Change(
+            lowered(), launch="per_operator", prefetch=False
         ),
+        # The loader.
+        "prefetch off": Change(lowered(), prefetch=False),
+        "nothing ahead to the L2": Change(lowered(l2_bytes=0)),
+        "one page in flight": Change(lowered(in_flight=1)),
+        "three pages in flight": Change(lowered(in_flight=3)),
+        "every page in flight": Change(lowered(in_flight=settings["pages"])),
+        f"{warps} consumer warps": Change(lowered(consumer_warps=warps)),
+        # Tiles and places.
+        "fixed 64-row tiles": Change(lowered(tiles={"linear": 64})),
+        "round robin": Change(assigned(policy="round_robin")),
+        "zigzag": Change(assigned(policy="zigzag")),
+        "one SM in 33 left to schedulers": Change(lambda: mk.assign(mk.lower(graph, fewer))),
+        "dynamic, one queue": Change(assigned(mode="dynamic")),
+        "dynamic, one queue, early push": Change(assigned(mode="dynamic", early_push=True)),
+        "hybrid, attention handed out": Change(assigned(mode="hybrid", dynamic=("attention",))),
+        # What is fused, and how attention is cut.
+        "rms_norm on its own": Change(without("fuse_norm")),
+        "silu_mul on its own": Change(without("fuse_silu_mul")),
+        "residual add on its own": Change(without("fuse_residual")),
+        "attention merge on its own": Change(without("fuse_merge")),
+        "argmax on its own": Change(without("fuse_argmax")),
+        "4 pieces of the context": Change(pieces("split_attention:4:16")),
+        "16 pieces of the context": Change(pieces("split_attention:16:16")),
+        "pieces in float32": Change(lowered(passes=tuple(p.removesuffix(":16") for p in passes))),
     }
+
+
+def _built(change: Change, model: Any) -> Any:
+    kernel = mk.build(change.make(), weights=model, launch=change.launch)
+    kernel.prefetch = change.prefetch
+    return kernel
 
 
 @torch.inference_mode()
 def main(args: argparse.Namespace) -> int:
+    """Build every change, take turns, print what each costs."""
     if not torch.cuda.is_available():
         raise EnvError("bench ablate needs a CUDA device")
     machine = mk.Machine.cuda()
     model = mk.models.random(args.model, device="cuda")
-    graph = model.decode_graph(context=args.context + 16)
+    graph = model.decode_graph(batch=args.batch, context=args.context + 16)
+    every = changes(graph, machine)
+    wanted = ["baseline", *args.only.split(",")] if args.only else list(every)
+    for name in wanted:
+        if name not in every:
+            raise MpkError(f"no change is called {name!r}: {suggest(name, every)}")
     limit = Bandwidth()
-    wanted = {"baseline", *args.only.split(",")} if args.only else None
     runs: dict[str, Callable[[], float]] = {}
-    for name, make in changes(graph, machine).items():
-        if wanted is not None and name not in wanted:
-            continue
+    notes: list[str] = []
+    seen: set[tuple[Any, ...]] = set()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler takes seconds for each
+        built = {name: pool.submit(_built, every[name], model) for name in wanted}
+    for name in wanted:
         try:
-            kernel = mk.build(make(), weights=model)
-            kernel.prefetch = name != "prefetch off"
-            runs[name] = _timed(kernel, args)
-            runs[name]()
+            kernel = built[name].result()
+            key = (kernel.schedule.hash, kernel.schedule.tasks.plan.hash, kernel.launch, kernel.prefetch)
+            if key in seen:
+                notes.append(f"{name}: that is what the plan has already")
+                continue
+            run = stepping(kernel, args.batch, args.context, args.steps)
+            run()
         except MpkError as error:
-            print(f"{name}: {str(error).splitlines()[0]}")
-            runs.pop(name, None)
-    samples: list[dict[str, Any]] = []
+            notes.append(f"{name}: {str(error).splitlines()[0]}")
+            continue
+        seen.add(key)
+        runs[name] = run
+    read = []
     rng = np.random.default_rng(0)
-    for r in range(args.rounds):
+    for _ in range(args.rounds):
+        read.append(limit.tb_per_s())
         for name in rng.permutation(list(runs)):
-            samples.append({"what": str(name), "round": r, "ms": runs[str(name)]()})
-        samples.append({"what": "read", "round": r, "tb_per_s": limit.tb_per_s()})
+            every[str(name)].ms.append(runs[str(name)]())
+    base = every["baseline"].ms
     made = stamp.collect(device={"name": torch.cuda.get_device_name(), **device.facts()}, model=args.model)
-    if args.json:
-        Path(args.json).write_text(json.dumps({"stamp": made, "samples": samples}, indent=1))
-    base = np.array([s["ms"] for s in samples if s["what"] == "baseline"])
-    read = np.median([s["tb_per_s"] for s in samples if "tb_per_s" in s])
-    print(f"{args.model}, batch 1, context {args.context}, {made['device'].get('name')}; read limit {read:.3f} TB/s")
-    for name in runs:
-        ms = np.array([s["ms"] for s in samples if s["what"] == name])
-        low, middle, high = np.percentile(ms, [5, 50, 95])
-        print(f"  {name:34} {middle:8.4f} ms [{low:.4f}, {high:.4f}]  {middle / np.median(base):6.3f} × the baseline")
+    results: list[dict[str, Any]] = [
+        {
+            "name": name, "ms": every[name].ms, "median": Interval.of(every[name].ms),
+            "ratio": Interval.of([a / b for a, b in zip(every[name].ms, base, strict=True)]),
+        }
+        for name in runs
+    ]  # fmt: skip
+    show(
+        f"{args.model}, batch {args.batch}, context {args.context}, medians of {args.rounds} rounds of {args.steps} steps",
+        ("what is changed", "ms a token [95 %]", "its time ÷ the baseline's"),
+        [(r["name"], r["median"].text(4), "" if r["name"] == "baseline" else r["ratio"].text(3)) for r in results],
+        made,
+        [f"read bandwidth {Interval.of(read).text(3)} TB/s, {made['device'].get('name')}", *notes],
+    )
+    settings = {k: getattr(args, k) for k in ("model", "batch", "context", "rounds", "steps")}
+    write_json(args.json, made, settings=settings, results=results, read_tb_per_s=read, notes=notes)
     return 0
-
-
-def _timed(kernel: Any, args: argparse.Namespace) -> Callable[[], float]:
-    """A call that runs some steps in one launch and returns milliseconds a step."""
-    session = start(kernel, 1, args.context, args.steps)
-    operands = next(o for o in kernel.graph.operators if o.op == "advance").operands
-
-    def run() -> float:
-        reset(session, operands, args.context - args.steps)
-        return float(session.launch(args.steps).seconds * 1e3 / args.steps)
-
-    return run
