@@ -16,9 +16,16 @@ from mpklab.models.model import Model, load, random
 if TYPE_CHECKING:
     from mpklab.models.rope import rope_table
     from mpklab.models.tokenizer import TextStream, Tokenizer
+    from mpklab.models.transformers_module import from_hf
     from mpklab.models.weights import Weights
 
-_LATER = {"rope_table": "rope", "Tokenizer": "tokenizer", "TextStream": "tokenizer", "Weights": "weights"}
+_LATER = {
+    "rope_table": "rope",
+    "Tokenizer": "tokenizer",
+    "TextStream": "tokenizer",
+    "Weights": "weights",
+    "from_hf": "transformers_module",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -36,6 +43,7 @@ __all__ = [
     "Tokenizer",
     "Weights",
     "decode_graph",
+    "from_hf",
     "load",
     "named",
     "names",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from mpklab.models.tokenizer import Tokenizer
+    from mpklab.models.transformers_module import SharedWeights
     from mpklab.models.weights import Weights
 
 
@@ -26,7 +27,7 @@ class Model:
     """Sizes, weights and tokenizer of one model. `weights` is None for shapes only, `tokenizer` where there is none."""
 
     config: Config
-    weights: Weights | None
+    weights: Weights | SharedWeights | None
     tokenizer: Tokenizer | None
     source: str
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,8 +11,11 @@ from mpklab.models.config import Config
 from mpklab.models.safetensors_folder import stored_name
 from mpklab.models.weights import Weights
 
+if TYPE_CHECKING:
+    from mpklab.models.transformers_module import SharedWeights
 
-def to_transformers(config: Config, weights: Weights, dtype: str = "float32") -> Any:
+
+def to_transformers(config: Config, weights: Weights | SharedWeights, dtype: str = "float32") -> Any:
     """A LlamaForCausalLM or Qwen3ForCausalLM in eval mode on the weights' device.
 
     It shares memory with the weights where the dtype is theirs already.

@@ -69,6 +69,13 @@ def read_config(folder: Path, dtype: str) -> Config:
     """config.json as a `Config`; ModelError names what mpklab's decoder graph does not model."""
     path = folder / "config.json"
     values = _json(path)
+    generation = _json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    ends = generation.get("eos_token_id", values.get("eos_token_id"))
+    return config_of(values, str(path), Path(values.get("_name_or_path") or folder.resolve()).name, ends, dtype)
+
+
+def config_of(values: dict[str, Any], path: str, name: str, ends: Any, dtype: str) -> Config:
+    """What a configuration of transformers says; `path` is what messages call it, `ends` its end tokens."""
     kind = values.get("model_type")
     if kind not in MODEL_TYPES:
         raise ModelError(f"{path} describes a {kind!r} model; mpklab reads the model types {', '.join(MODEL_TYPES)}")
@@ -77,13 +84,11 @@ def read_config(folder: Path, dtype: str) -> Config:
             raise ModelError(f"{path} sets {key}, which mpklab's decoder graph does not model")
     if values.get("hidden_act", "silu") != "silu":
         raise ModelError(f"{path} uses the activation {values['hidden_act']!r}; mpklab's decoder graph has silu only")
-    generation = _json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    ends = generation.get("eos_token_id", values.get("eos_token_id"))
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     try:
         heads = values["num_attention_heads"]
         return Config(
-            name=Path(values.get("_name_or_path") or folder.resolve()).name,
+            name=name,
             vocab=values["vocab_size"],
             hidden=values["hidden_size"],
             layers=values["num_hidden_layers"],
@@ -105,7 +110,7 @@ def read_config(folder: Path, dtype: str) -> Config:
         raise ModelError(f"{path} does not state {error}; is it a complete model?") from error
 
 
-def _scaling(path: Path, rope: dict[str, Any]) -> Llama3Scaling | None:
+def _scaling(path: str, rope: dict[str, Any]) -> Llama3Scaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None

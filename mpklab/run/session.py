@@ -110,11 +110,11 @@ class Session:
             if view is not None:
                 self.tensors[t.name] = self._checked(t, view)
                 return
-            pieces = [self._weight(p) for p in t.parts]
-            if pieces and all(p is not None for p in pieces):
-                shares = dealt([p for p in pieces if p is not None], t.groups)
-                self._segments[t.name] = Memory(_segments(shares), self.device)
-                self.tensors[t.name] = pieces[0]
+            declared = self.kernel.graph.tensors
+            pieces = {p: self._checked(declared[p], w) for p in t.parts if (w := self._weight(p)) is not None}
+            if len(pieces) == len(t.parts):
+                self._segments[t.name] = Memory(_segments(dealt(list(pieces.values()), t.groups)), self.device)
+                self.tensors |= {**pieces, t.name: pieces[t.parts[0]]}
             return
         found = self._weight(t.name)
         if found is not None:

@@ -1,0 +1,130 @@
+"""Models made of transformers modules: their memory, their tokens, their configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import mpklab as mk
+from mpklab import models
+from mpklab.errors import ModelError
+
+transformers = pytest.importorskip("transformers", reason="the modules are transformers' own")
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 131, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 80, "max_position_embeddings": 96, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+MODULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama untied, its own head_dim": ("Llama", {"tie_word_embeddings": False, "head_dim": 20}),
+    "llama 3 rope": ("Llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "qwen3 tied": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 32}),
+    "qwen3 untied": ("Qwen3", {"tie_word_embeddings": False, "head_dim": 12, "rms_norm_eps": 1e-5}),
+    "qwen3, one kv head": ("Qwen3", {"num_key_value_heads": 1, "head_dim": 16}),
+}
+PROMPT = [3, 99, 21, 7, 7, 56, 130]
+
+
+def make(kind: str = "Qwen3", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A module with random weights, large enough that tokens differ."""
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **changes})
+    torch.manual_seed(4)
+    module = getattr(transformers, f"{kind}ForCausalLM")(config).to(dtype).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.normal_(1.0, 0.1) if parameter.ndim == 1 else parameter.normal_(0.0, 1.3 / parameter.shape[1] ** 0.5)
+    return module
+
+
+def greedy(module: Any, count: int) -> list[int]:
+    with torch.inference_mode():
+        ids = torch.tensor([PROMPT])
+        return module.generate(ids, max_new_tokens=count, do_sample=False, use_cache=True)[0, len(PROMPT) :].tolist()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_its_tokens_are_those_of_the_module(name: str) -> None:
+    kind, changes = MODULES[name]
+    module = make(kind, **changes)
+    model = models.from_hf(module)
+    kernel = mk.compile(model, machine=mk.Machine.cpu(2), context=64)
+    assert kernel.generate(PROMPT, max_new_tokens=40).tokens == greedy(module, 40)
+
+
+def test_nothing_is_copied() -> None:
+    module = make(tie_word_embeddings=True)
+    model = models.from_hf(module)
+    assert model.config.tied and model.config.head_dim == module.config.head_dim
+    parameters = {p.data_ptr() for p in module.parameters()}
+    assert {t.data_ptr() for t in model.weights.values()} == parameters
+    kernel = mk.compile(model, machine=mk.Machine.cpu(2), context=64)
+    session = kernel.new_session()
+    weights = {n: t for n, t in session.tensors.items() if kernel.graph.tensors[n].role == "weight" and n != "rope"}
+    assert {t.data_ptr() for t in weights.values()} <= parameters
+    before = kernel.generate(PROMPT, max_new_tokens=20).tokens
+    for layer in module.model.layers:
+        layer.self_attn.v_proj.weight.mul_(-2.0)
+        layer.mlp.up_proj.weight.mul_(0.5)
+    after = kernel.generate(PROMPT, max_new_tokens=20).tokens
+    assert after == greedy(module, 20) and after != before
+
+
+def test_bfloat16_agrees_up_to_ties() -> None:
+    module = make(dtype=torch.bfloat16)
+    kernel = mk.compile(models.from_hf(module), machine=mk.Machine.cpu(2), context=64)
+    found = kernel.generate(PROMPT, max_new_tokens=30).tokens
+    with torch.inference_mode():
+        logits = module.float()(torch.tensor([PROMPT + found])).logits[0, len(PROMPT) - 1 : -1]
+    chosen = logits.gather(1, torch.tensor(found)[:, None])[:, 0]
+    assert (logits.max(1).values - chosen).max() <= 2**-6 * logits.abs().max()
+
+
+def test_end_tokens_are_the_module_s() -> None:
+    module = make()
+    expected = greedy(module, 30)
+    module.generation_config.eos_token_id = [expected[5], 0]
+    model = models.from_hf(module)
+    assert model.config.eos == (expected[5], 0)
+    tokens = mk.compile(model, machine=mk.Machine.cpu(2), context=64).generate(PROMPT, max_new_tokens=30).tokens
+    ends = [i for i, t in enumerate(expected) if t in model.config.eos]
+    assert tokens == expected[: ends[0] + 1]
+
+
+def test_a_model_of_a_module_goes_back_to_transformers() -> None:
+    module = make(tie_word_embeddings=False)
+    peer = models.from_hf(module).to_transformers()
+    ids = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        assert peer(ids).logits.equal(module(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.model, r"pass the …ForCausalLM"),
+        (lambda m: m.half(), "kept in torch.float16"),
+        (lambda m: torch.nn.Linear(3, 3), "not Linear"),
+        (lambda m: "qwen3-0.6b", "not str"),
+        (lambda m: m.model.layers[1].mlp.bfloat16() and m, "model.layers.1.mlp.gate_proj.weight.*should be dense"),
+    ],
+)
+def test_what_is_no_such_module_is_refused(change: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        models.from_hf(change(make()))
+
+
+def test_what_the_graph_does_not_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="attention_bias"):
+        models.from_hf(make("Llama", attention_bias=True))
+    with pytest.raises(ModelError, match="describes a 'gpt2' model"):
+        models.from_hf(
+            transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9))
+        )
+    with pytest.raises(ModelError, match="scales its rope by 'linear'"):
+        models.from_hf(make("Llama", rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}))
