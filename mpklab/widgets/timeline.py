@@ -61,8 +61,8 @@ def _codes(series: Any) -> tuple[Ints, list[str]]:
 
 def _depths(lane: Ints, begin: Ints, end: Ints) -> Ints:
     """How many spans of the same lane enclose each one; spans come sorted by lane, begin, longest first."""
-    if not len(begin):
-        return np.zeros(0, np.int64)
+    if not len(begin) or not ((lane[1:] == lane[:-1]) & (begin[1:] < end[:-1])).any():
+        return np.zeros(len(begin), np.int64)  # nothing overlaps, as in every recording below level 3
     # An empty span ends half a nanosecond after it begins, so that it does not end before itself.
     first, last = 2 * begin, np.maximum(2 * end, 2 * begin + 1)
     stride = int(last.max()) + 2

@@ -116,10 +116,12 @@ class View:
     def widget(self) -> Any:
         """The live widget of this view; one per view, so that its selection is one."""
         if self._widget is None:
-            widget = _widget_class()(_data=self.data(level=1))
-            widget._esm = widget_module(self.module, self.mount)
-            widget._state = json.dumps(self.state())
-            widget._selected = np.array(self._selected, "<i4").tobytes()
+            widget = _widget_class()(  # all at once: what is set later is sent on its own
+                _data=self.data(level=1),
+                _esm=widget_module(self.module, self.mount),
+                _state=json.dumps(self.state()),
+                _selected=np.array(self._selected, "<i4").tobytes(),
+            )
             widget.on_msg(self._hear)
             self._widget = widget
         return self._widget
@@ -178,7 +180,8 @@ def card(text: str, image: str | None, kind: str = "image/png") -> str:
     """Script-free HTML that an untrusted, exported or printed notebook still shows; `image` is base64."""
     escaped = html.escape(text)
     picture = f'<img src="data:{kind};base64,{image}" alt="{escaped}" style="max-width:100%">' if image else ""
-    return f'<figure style="margin:0">{picture}<figcaption>{escaped}</figcaption></figure>'
+    lines = escaped.replace("\n", "<br>")
+    return f'<figure style="margin:0">{picture}<figcaption>{lines}</figcaption></figure>'
 
 
 @cache

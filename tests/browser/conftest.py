@@ -1,32 +1,21 @@
-"""A browser for the pages: Debian's Chromium through Playwright; the one place that says why it is not there."""
+"""A browser for the pages, and what every test of one watches: the console, dialogs, requests, and a picture kept."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync"
-).split()
+from mpklab.bench import _browser
+
 HERE = Path(__file__).parent
 
 
-def why_no_browser() -> str | None:
-    """What keeps browser tests from running here, or None."""
-    if find_spec("playwright") is None:
-        return "needs the Python package playwright"
-    return None if shutil.which("chromium") else "needs chromium (Debian: apt install chromium)"
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = why_no_browser()
+    reason = _browser.why_no_browser()
     for item in items:
         if reason and HERE in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=reason))
@@ -34,12 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+    with _browser.chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Shown:
@@ -56,7 +41,8 @@ class Shown:
         started = time.monotonic()
         self.page.goto(path.as_uri())
         # Not wait_for_function: it evaluates strings in the page, which the page's own policy forbids.
-        self.wait("!!window.mpk && (!window.mpk.frames || window.mpk.frames.length > 0)")
+        # Until the view is made, `mpk` is the element of that name.
+        self.wait("!(mpk instanceof Element) && (!mpk.frames || mpk.frames.length > 0)")
         self.ink_seconds = time.monotonic() - started
         self.settle()
 

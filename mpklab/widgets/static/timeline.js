@@ -350,6 +350,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
     drawScrollbar(plot);
     frames.push(performance.now() - started);
     if (frames.length > 400) frames.splice(0, 200);
+    if (!activity && frames.length === 1) setTimeout(computeActivity, 30); // after the first picture is on the screen
     if (table.open && !drag) scheduleTable();
   }
 
@@ -933,7 +934,6 @@ export function mountTimeline(el, meta, columns, host = {}) {
   setMode(modes.includes(meta.color) ? meta.color : "kind");
   paint();
   redraw();
-  if (spans.n) setTimeout(computeActivity, 0);
 
   const view = {
     selection, spans, show, zoom, fit, setMode: (name) => { setMode(name); redraw(); }, draw, frames,
