@@ -136,7 +136,8 @@ def profile(value: Profile) -> Rows:
 
 def _parameters(value: Graph) -> int:
     """Numbers in the graph's weights: of a merged weight its parts, and not the table of rotations, which is computed."""
-    weights = (t for t in value.tensors.values() if t.role == "weight" and not t.parts and t.name != "rope")
+    computed = {o.operands["rope"] for o in value.operators if "rope" in o.operands}
+    weights = (t for t in value.tensors.values() if t.role == "weight" and not t.parts and t.name not in computed)
     return sum(math.prod(t.type.sizes) for t in weights)
 
 
