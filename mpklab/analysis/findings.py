@@ -24,7 +24,7 @@ WAITING = ("producer", "blocked", "starved", "ready_elsewhere", "latency")
 SLOW = 1.15  # a worker is slow when its tiles take this many times the median of their operators
 MANY_TASKS = 50_000  # beyond this many, replays take seconds
 TRUSTED = 0.2  # a replay further off than this share predicts nothing
-FEW = 0.5  # an operator has few tiles when they leave more than half of the workers without one
+FEW = 0.5  # an operator has few tiles when they leave half of the workers or more without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ def explain(profile: Profile, top: int = 5, gains: bool | None = None) -> pd.Dat
     kind: slow_worker, few_tiles, waits, handoff, order, uneven_tail, late_pages, fetch, ramp, recording, lost · finding:
     a sentence · cost_ns: worker time lost to it · share: of all worker time · tasks: ids it rests on (the most costly,
     at most 32) · remedy, gain_ns: what would help, and by how much the recorded iterations would be shorter for it as
-    `what_if` predicts (NaN where it cannot; `gains=False` leaves it out, the default for very large recordings).
+    `what_if` predicts (NaN where it cannot; `gains=False` leaves it out, the default for very large recordings) ·
+    error_ns: how far the replay of the recording as it is misses it; the sentence states no gain that is smaller.
     No worker time counts for two findings: the more specific cause takes it.
     """
     p = pieces(profile)
@@ -56,39 +57,41 @@ def explain(profile: Profile, top: int = 5, gains: bool | None = None) -> pd.Dat
         free = look(profile, p, free, total, found)
     found += _rest(profile, p, total)
     found = sorted((f for f in found if f.cost_ns > 0), key=lambda f: -f.cost_ns)[:top]
-    gain = _gains(profile, found, gains)
+    gain, error = _gains(profile, found, gains)
     return pd.DataFrame(
         {
             "kind": [f.kind for f in found],
-            "finding": [_with_gain(f, g, p.makespan_ns) for f, g in zip(found, gain, strict=True)],
+            "finding": [_with_gain(f, g, error, p.makespan_ns) for f, g in zip(found, gain, strict=True)],
             "cost_ns": np.array([f.cost_ns for f in found], np.int64),
             "share": [f.cost_ns / total for f in found],
             "tasks": [list(f.tasks) for f in found],
             "remedy": [f.remedy for f in found],
             "gain_ns": gain,
+            "error_ns": error,
         }
     )
 
 
-def _gains(profile: Profile, found: list[Finding], wanted: bool | None) -> np.ndarray:
-    """What each remedy saves against the replay of the recording as it is."""
+def _gains(profile: Profile, found: list[Finding], wanted: bool | None) -> tuple[np.ndarray, float]:
+    """What each remedy saves against the replay of the recording as it is, and how far that is off."""
     gain = np.full(len(found), np.nan)
     if wanted is False or (wanted is None and profile.n_tasks > MANY_TASKS) or not found:
-        return gain
+        return gain, float("nan")
     try:
         m = measured(profile)
         base = m.run()
     except MpkError:  # what is incomplete is not replayed
-        return gain
-    if abs(base - m.makespan_ns) > TRUSTED * m.makespan_ns:
-        return gain
+        return gain, float("nan")
+    error = abs(base - m.makespan_ns)
+    if error > TRUSTED * m.makespan_ns:
+        return gain, error
     for i, f in enumerate(found):
         if f.replay is not None:
             try:
                 gain[i] = max(0.0, base - f.replay(m))
             except MpkError:
                 continue
-    return gain
+    return gain, error
 
 
 def _scaling(factor: np.ndarray) -> Callable[[Measured], float]:
@@ -96,10 +99,11 @@ def _scaling(factor: np.ndarray) -> Callable[[Measured], float]:
     return lambda m: m.run(work=scaled(m, factor))
 
 
-def _with_gain(f: Finding, gain: float, makespan_ns: int) -> str:
-    if not gain > 0:
+def _with_gain(f: Finding, gain: float, error: float, makespan_ns: int) -> str:
+    if not gain > max(0.0, error):
         return f.sentence
-    return f"{f.sentence} {f.remedy} is predicted to save {say_ns(gain)} ({100 * gain / max(1, makespan_ns):.1f} %)."
+    saved = f"{say_ns(gain)} ± {say_ns(error)} ({100 * gain / max(1, makespan_ns):.1f} %)"
+    return f"{f.sentence} {f.remedy} is predicted to save {saved}."
 
 
 def say_ns(ns: float) -> str:
@@ -136,10 +140,8 @@ def _share(ns: float, total: int) -> str:
 def _slow_workers(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[Finding]) -> np.ndarray:
     """Workers whose tiles take longer than the same operators' tiles elsewhere, and who then keep others waiting."""
     table = imbalance(profile, "worker")
-    if len(table) < 3:
-        return free
     slow = table[(table["slowdown"] > SLOW) & (table["tasks"] >= 3)]
-    if slow.empty or len(slow) > len(table) / 3:
+    if slow.empty or len(slow) > max(1, len(table) // 3) or len(table) < 2:
         return free
     rows: Any = slow.itertuples(index=False)
     for row in rows:
@@ -169,13 +171,13 @@ def _few_tiles(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: l
     """Operators cut into so few tiles that most workers can only wait for them."""
     workers = profile.n_workers
     tiles = np.diff(profile.task_first)
-    few = (tiles > 0) & (tiles < FEW * workers)
-    if not few.any() or workers < 3:
+    few = (tiles > 0) & (tiles <= FEW * workers)
+    if not few.any() or workers < 2:
         return free
     names, of_task = _families(profile)
     in_few = np.append(few[profile.tasks["operator"]], False)
     cause = _known(profile, p.cause)
-    taken = free & in_few[cause] & (p.kind != _CODE["latency"])
+    taken = free & in_few[cause] & ~np.isin(p.kind, [_CODE["latency"], _CODE["blocked"]])
     for f in np.unique(of_task[cause[taken]]):
         mine = taken & (of_task[cause] == f)
         cost = int(p.ns[mine].sum())

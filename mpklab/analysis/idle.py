@@ -34,6 +34,7 @@ CLASSES = {
     "unexplained": "between records, or records lost",
 }
 TURN_NS = 2000  # the longest time between two tasks of a worker that counts as turning from one to the next
+NO_TASK = "(none)"
 BY_TASK = ("op", "cause", "family", "cause_family", "layer")
 NAMES = tuple(CLASSES)
 _CODE = {name: i for i, name in enumerate(NAMES)}
@@ -78,7 +79,8 @@ def bubbles(profile: Profile, by: str = "worker", record_ns: float | None = None
     gather, producer, latency, blocked, ready_elsewhere, starved, remote, fetch, signal, ramp, tail, recording,
     unexplained (`mpklab.analysis.idle.CLASSES` says what each means);
     makespan_ns is their sum. A wait counts as `blocked` before it counts as `producer`, and what is neither is
-    `ready_elsewhere` or `starved`. `record_ns` is the cost of one record (default: what the run calibrated, else 0).
+    `ready_elsewhere` or `starved`; time of no task stands under "(none)", layer -1. `record_ns` is the cost of one
+    record (default: what the run calibrated, else 0).
     """
     p = pieces(profile, record_ns)
     keys: dict[str, Any]
@@ -95,7 +97,9 @@ def bubbles(profile: Profile, by: str = "worker", record_ns: float | None = None
         found: Any = columns["layer" if by == "layer" else "op"]
         if by.endswith("family"):
             found = pd.Series(found).map(family, na_action="ignore").astype(object)
-        code, names = pd.factorize(found, sort=True, use_na_sentinel=False)
+        if by != "layer":  # time that is no task's: before the first, between pops
+            found = pd.Series(found).astype(object).where(pd.Series(found).notna(), NO_TASK)
+        code, names = pd.factorize(found, sort=True)
         n, keys = len(names), {by: pd.Series(list(names), dtype=object if by != "layer" else "int64")}
     elif by == "iteration":
         code, names = pd.factorize(p.iteration, sort=True)

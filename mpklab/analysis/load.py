@@ -16,6 +16,7 @@ from mpklab.profile import Profile
 
 SHOWN = ("execute", "gather", "fetch", "signal", "wait", "step", "pop", "push")
 COMMUNICATION = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send", "receive")
+FEW_WORKERS = 16  # so few are each held against the others, more against all
 
 
 def utilisation(profile: Profile, bins: int = 200) -> pd.DataFrame:
@@ -148,8 +149,8 @@ def imbalance(profile: Profile, by: str = "op") -> pd.DataFrame:
     By operator: op, kind, layer, tiles and workers per iteration · mean_ns, max_ns: a tile's execution · ratio: largest
     over mean of the time per worker that took part · tail_ns: from the moment half of its tiles had ended to the last ·
     lost_ns: workers × (largest − mean) per iteration, what evenness would have saved at most. Medians over iterations.
-    By worker: rank, worker, tasks, execute_ns, share (of the mean worker's), slowdown: its tiles' durations against the
-    median of their operator's, weighed by bytes where they are known.
+    By worker: rank, worker, tasks, execute_ns, share (of the mean worker's), slowdown: how many times as long as on the
+    other workers its tiles take, byte for byte: the median over its time, so that a single long one does not make it.
     """
     t = tasks(profile)
     if by == "worker":
@@ -199,21 +200,32 @@ def _operator_of(profile: Profile, t: pd.DataFrame) -> np.ndarray:
 
 def _by_worker(t: pd.DataFrame) -> pd.DataFrame:
     size = t["bytes"].where(t["bytes"] > 0, 1.0)
-    pace = t["dur_ns"] / size
-    typical = pace.groupby(t["op"], observed=True).transform("median")
+    who = t["rank"].astype(np.int64) * (1 << 16) + t["worker"]
+    op = t["op"].cat.codes
+    pace = (t["dur_ns"] / size).groupby([op, who]).median().unstack()
+    others = pace.to_numpy(float)
+    if 1 < others.shape[1] <= FEW_WORKERS:  # of few, each is a large part of the median that it is held against
+        others = np.stack([_median_of(np.delete(others, i, 1)) for i in range(others.shape[1])], 1)
+    else:
+        others = np.repeat(_median_of(others)[:, None], others.shape[1], 1)
+    typical = others[pace.index.get_indexer(pd.Index(op)), pace.columns.get_indexer(pd.Index(who))]
     frame = pd.DataFrame(
-        {
-            "rank": t["rank"],
-            "worker": t["worker"],
-            "execute_ns": t["dur_ns"],
-            "expected": typical.astype(float) * size,
-        }
+        {"rank": t["rank"], "worker": t["worker"], "execute_ns": t["dur_ns"], "expected": typical * size}
     )
-    out = (
-        frame.groupby(["rank", "worker"])
-        .agg(tasks=("execute_ns", "size"), execute_ns=("execute_ns", "sum"), expected=("expected", "sum"))
-        .reset_index()
-    )
+    keys = ["rank", "worker"]
+    out = frame.groupby(keys).agg(tasks=("execute_ns", "size"), execute_ns=("execute_ns", "sum")).reset_index()
     out["share"] = out["execute_ns"] / out["execute_ns"].mean()
-    out["slowdown"] = out["execute_ns"] / out.pop("expected").replace(0, np.nan)
+    known = frame[frame["expected"] > 0]
+    known = known.assign(times=known["execute_ns"] / known["expected"]).sort_values("times")
+    part = known.groupby(keys)["expected"].cumsum() / known.groupby(keys)["expected"].transform("sum")
+    slowdown = known[part >= 0.5].groupby(keys)["times"].first()
+    out["slowdown"] = slowdown.reindex(pd.MultiIndex.from_frame(out[keys])).to_numpy()
     return out.sort_values("slowdown", ascending=False, kind="stable", ignore_index=True)
+
+
+def _median_of(values: np.ndarray) -> np.ndarray:
+    """Row medians; NaN for rows without a value."""
+    out = np.full(len(values), np.nan)
+    some = ~np.isnan(values).all(1) if values.shape[1] else np.zeros(len(values), bool)
+    out[some] = np.nanmedian(values[some], 1)
+    return out

@@ -14,7 +14,7 @@ from mpklab.frames.tables import category, operator_columns, ranges
 from mpklab.profile import Profile
 
 SEGMENTS = ("execute", "gather", "latency", "fetch", "signal", "loop", "ramp", "tail")
-REASONS = ("data", "worker", "step", "end", "")
+REASONS = ("data", "worker", "step", "end")
 
 
 def blame(profile: Profile, rank: int | None = None) -> pd.DataFrame:
