@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,14 +234,15 @@ def eager(model: Any, batch: int, context: int) -> Callable[[], float]:
     cache, first = filled.past_key_values, filled.logits[:, -1:].argmax(-1)
 
     def run() -> float:
-        cache.crop(length)
         token = first
 
         def step() -> None:
             nonlocal token
             token = module(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
 
-        return timed(step, EAGER_STEPS)
+        ms = timed(step, EAGER_STEPS)
+        cache.crop(-EAGER_STEPS)
+        return ms
 
     return run
 
@@ -267,9 +269,14 @@ def contenders(
             raise MpkError(f"unknown peer {p!r}: {suggest(p, PEERS)}")
     found: list[Contender] = []
     if "operators" in wanted:
-        for name, settings in (("one kernel per operator", {}), ("the same, two blocks an SM", TWO_BLOCKS)):
-            kernel = mk.build(schedule(graph, args, **settings), weights=model, launch="per_operator")
-            found.append(Contender(name, stepping(kernel, batch, context, args.steps)))
+        plans = {"one kernel per operator": {}, "the same, two blocks an SM": TWO_BLOCKS}
+
+        def built(settings: dict[str, int]) -> Any:
+            return mk.build(schedule(graph, args, **settings), weights=model, launch="per_operator")
+
+        with ThreadPoolExecutor() as pool:
+            for name, kernel in zip(plans, pool.map(built, plans.values()), strict=True):
+                found.append(Contender(name, stepping(kernel, batch, context, args.steps)))
     if args.layers is not None:
         return found, float("nan")
     position = context - args.steps
