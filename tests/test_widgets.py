@@ -19,12 +19,12 @@ import pytest
 from schedules import Op, Run, make
 from synthetic import MadeTasks, make_spans, make_tasks
 
-from mpklab.errors import EnvError, GraphError, MpkError, ProfileError
+from mpklab.errors import EnvError, GraphError, MpkError, ProfileError, ScheduleError
 from mpklab.widgets import operator_graph as drawing
 from mpklab.widgets.operator_graph import graph_view, operator_graph
 from mpklab.widgets.page import Column, bundle, container, page, widget_module
 from mpklab.widgets.raster import coverage
-from mpklab.widgets.studio import Studio
+from mpklab.widgets.studio import Studio, graph_of
 from mpklab.widgets.task_dag import lay_out, read_tasks, table_of, task_dag
 from mpklab.widgets.timeline import _depths, timeline
 
@@ -154,7 +154,9 @@ def test_no_name_becomes_markup() -> None:
     spans["kind"] = spans["kind"].cat.rename_categories(lambda name: NASTY + name)
     for view in (
         timeline(spans, title=NASTY),
-        task_dag(tasks, title=NASTY),
+        task_dag(tasks, title=NASTY, missing=[(0, 1, NASTY), ScheduleError(NASTY)], notes=[NASTY], paths={NASTY: [0]}),
+        timeline(spans, spans, names=(NASTY, NASTY + "2"), bounds={NASTY: 10.0}, classes=None, notes=[NASTY]),
+        graph_view(graph_of(table_of(tasks), NASTY), title=NASTY),
         Studio(spans=spans, tasks=tasks, title=NASTY, notes=[NASTY]),
     ):
         text = str(view.to_html())
@@ -162,6 +164,14 @@ def test_no_name_becomes_markup() -> None:
         assert "<script>alert" not in text
         shown = view._repr_mimebundle_()
         assert "<script" not in shown["text/html"]
+
+
+def test_names_of_every_view_stay_text_in_dot_and_svg() -> None:
+    view = graph_view(graph_of(table_of(make_tasks(1, 3, names=NASTY)), NASTY), title=NASTY)
+    source = drawing.dot_source(view.drawing)
+    assert "alert" not in source and "script" not in source
+    texts = [e.text or "" for e in ET.fromstring(str(view.to_svg())).iter() if e.tag.endswith("text")]
+    assert any(text.startswith("</script><script>alert") for text in texts)
 
 
 def test_modules_join_into_one() -> None:
@@ -501,3 +511,140 @@ def test_idle_classes_name_what_bubbles_counts() -> None:
     assert set(found[execute]) == {"execute"}
     assert set(analysis.bubbles(profile).columns) >= set(found.categories)
     assert "class" in [mode["name"] for mode in Studio(profile).timeline.lanes.meta["modes"]]
+
+
+# ---- what a recording adds
+
+
+def small_run(**options) -> object:
+    """Two operators of two tasks; the second run of `b` on worker 0 comes late."""
+    ops = [Op("a", 2), Op("b", 2, ("a",), kind="attention", layer=0)]
+    queues = [[[Run("a", 0, 100), Run("b", 0, 100, gather=30)], [Run("a", 1, 900), Run("b", 1, 100)]] for _ in range(2)]
+    return make(ops, queues, **options)
+
+
+def test_ready_times_are_when_the_last_signal_was_given() -> None:
+    from mpklab import frames
+    from mpklab.widgets.recording import ready_times
+
+    profile = small_run(latency=50)
+    spans = frames.spans(profile)
+    ready = ready_times(profile, spans)
+    assert np.isnan(ready[np.asarray(spans["phase"] != "execute")]).all()
+    for iteration in (0, 1):
+        of = spans[(spans["iteration"] == iteration) & (spans["phase"] == "execute")]
+        last = of.loc[of["task"] < 2, "end_ns"].max()
+        for task in (2, 3):
+            row = of.index[of["task"] == task][0]
+            assert abs(ready[spans.index.get_loc(row)] - last) <= 1 and of.loc[row, "begin_ns"] - last >= 49
+
+
+def test_an_unfinished_run_says_where_it_stopped() -> None:
+    from mpklab.widgets.recording import notes_of, unfinished
+
+    assert unfinished(small_run()) == []
+    ops = [Op("a", 2), Op("b", 2, ("a",))]
+    queues = [[[Run("a", 0, 100), Run("b", 0, 100)], [Run("a", 1, 900), Run("b", 1, 100)]], [[Run("a", 0, 100)], []]]
+    (sentence,) = unfinished(make(ops, queues))
+    assert sentence.startswith("Iteration 1 stops after 1 of 4 tasks: the run failed or was interrupted")
+    dropped = make(ops, queues, capacity=6)
+    assert unfinished(dropped) == [] and "dropped, most in worker" in notes_of(dropped)[0]
+
+
+def test_the_failed_run_of_a_real_kernel_is_shown() -> None:
+    import torch
+
+    import mpklab as mk
+    from mpklab.errors import DeadlockError
+
+    schedule = mk.assign(mk.lower(model_graph(), mk.Machine.detect()))
+    kernel = mk.build(schedule)
+    task = next(t for t in range(len(schedule.tasks)) if np.diff(schedule.tasks.signal_first)[t])
+    values = {
+        n: torch.zeros(t.shape, dtype=getattr(torch, t.dtype))
+        for n, t in schedule.tasks.graph.tensors.items()
+        if t.role in ("weight", "state", "input")
+    }
+    with pytest.raises(DeadlockError):
+        kernel.run(values, iterations=2, drop_signals=task, wait_limit_s=0.3, profile=2)
+    text = repr(kernel.last_profile.timeline())
+    assert "the run failed or was interrupted" in text
+
+
+def test_differences_are_told_in_classes() -> None:
+    from mpklab.widgets.timeline import difference
+
+    a = make_spans(300, 3, 2)
+    b = a[a["task"] != 5].copy()
+    work = np.asarray(b["phase"] == "execute")
+    b.loc[work & np.asarray(b["task"] == 7), "end_ns"] += 10**6
+    b.loc[work & np.asarray(b["task"] == 8), "end_ns"] += 3
+    found = difference(a, b, 10.0)
+    first, second = np.asarray(found[: len(a)], object), np.asarray(found[len(a) :], object)
+    ran = np.asarray(a["phase"] == "execute")
+    assert set(first[ran & np.asarray(a["task"] == 7)]) == {"less than 1/1.5"}
+    assert set(second[work & np.asarray(b["task"] == 7)]) == {"more than 1.5 times"}
+    assert set(second[work & np.asarray(b["task"] == 8)]) == {"the same ± 5 %"}
+    assert set(first[ran & np.asarray(a["task"] == 5)]) == {"not in the other"}
+    assert pd.isna(first[~ran]).all()
+
+
+def test_two_recordings_share_a_studio() -> None:
+    a, b = small_run(), small_run(latency=300)
+    view = Studio(a, other=b)
+    assert view.timeline.lanes.meta["groups"] == ["this", "other"] and view.timeline.lanes.meta["color"] == "difference"
+    assert view.dag.table.values["times_other"].tolist() == [1.0] * 4
+    assert [note.split(":")[0] for note in view.notes] == ["this", "other"]
+
+
+def test_a_schedule_that_races_is_drawn_with_the_missing_edge() -> None:
+    from dataclasses import replace
+
+    import mpklab as mk
+
+    schedule = mk.assign(mk.lower(model_graph(), mk.Machine.detect()), policy="round_robin")
+    tasks = schedule.tasks
+    assert not schedule.dag().options["missing"]
+    target = int(tasks.first[3])  # waits for nothing any more
+    kept = np.ones(len(tasks.wait_event), bool)
+    kept[tasks.wait_first[target] : tasks.wait_first[target + 1]] = False
+    first = np.r_[0, np.cumsum(kept)][tasks.wait_first]
+    broken = replace(tasks, wait_first=first, wait_event=tasks.wait_event[kept], wait_lag=tasks.wait_lag[kept])
+    view = replace(schedule, tasks=broken).dag()
+    (fault,) = view.options["missing"]
+    assert fault["after"] == target and 0 <= fault["before"] < target
+    assert f"nothing makes {tasks.operators[3].name}[0] wait for" in fault["text"] and fault["text"] in repr(view)
+
+
+def test_what_is_going_on_reaches_the_widget() -> None:
+    view = task_dag(make_tasks(2, 4))
+    widget = view.widget()
+    view.stage("tasks", 0.25, "60 tasks")
+    view.running(3, 3)
+    view.step()
+    view.failed(ValueError("it broke"))
+    told = json.loads(widget._state)
+    assert told["stages"] == [["tasks", 0.25, "60 tasks"]] and (told["iteration"], told["of"]) == (4, 3)
+    assert told["faults"] == [{"before": -1, "after": -1, "text": "it broke"}]
+    assert unpack(view.data())[0]["state"] == told
+
+
+def test_the_source_of_every_operator_is_marked() -> None:
+    import mpklab as mk
+    from mpklab.widgets.source import marks_in, source_of
+
+    schedule = mk.assign(mk.lower(model_graph(), mk.Machine.detect()))
+    names = [o.name for o in schedule.tasks.operators]
+    meta, columns = source_of(names, [o.op for o in schedule.tasks.operators], schedule, "cpu")
+    entry = meta["files"][0]["text"].splitlines()
+    for operator, marks in zip(range(len(names)), columns["marks_of"].values, strict=True):
+        (file, line, _, what), *rest = meta["marks"][marks]
+        assert what == "variant" and file == 0
+        assert entry[line - 1].strip().rstrip(",>;") == schedule.tasks.variants[
+            schedule.tasks.variant_of[operator]
+        ].text.rstrip(">")
+        assert any(what == "compute" for *_, what in rest), names[operator]
+    assert marks_in(
+        "template <class S>\nstatic MPK_FN void load(LoadContext<S>& c) {\n  x();\n}\nvoid other() {}\n"
+    ) == [(2, 4, "load")]
+    assert source_of(["x"], ["no such operator"], None, "cpu") is None

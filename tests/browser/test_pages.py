@@ -286,6 +286,19 @@ def test_names_stay_text(show: Any) -> None:
     page = show(Studio(spans=spans, tasks=tasks, title=nasty, notes=[nasty]))
     assert page.run("document.querySelectorAll('main img, main script').length") == 0
     assert "<img src=x onerror=alert(1)>" in page.page.locator("h1").first.inner_text()
+    page = show(
+        task_dag(tasks, title=nasty, missing=[(0, 5, nasty)], notes=[nasty], paths={nasty: [0, 5]}),
+    )
+    page.run(
+        f"mpk.setState({{stages: [[{nasty!r}, 1, {nasty!r}]], faults: [{{before: 0, after: 1, text: {nasty!r}}}]}})"
+    )
+    page.page.locator("canvas").focus()
+    for key in ("ArrowRight", "Enter"):
+        page.page.keyboard.press(key)
+    page.page.locator("summary").click()
+    page.settle()
+    assert page.run("document.querySelectorAll('main img, main script').length") == 0
+    assert "<img src=x" in page.page.locator(".mpk-live").inner_text()
 
 
 def test_narrow_windows_do_not_overflow(show: Any) -> None:

@@ -262,7 +262,7 @@ export function mountDag(el, meta, columns, host = {}) {
     let w = box.clientWidth - 16;
     const h = box.clientHeight - 16;
     scale = Math.min(w / layout.width, h / layout.height, 40);
-    const margin = TITLE * scale < 8 && box.clientWidth > 600 ? 84 : 0; // for the names of rows
+    const margin = TITLE * scale < 8 && box.clientWidth > 600 && foldedGroups.size < model.groups.length ? 84 : 0; // for the names of rows
     if (margin) scale = Math.min((w -= margin) / layout.width, h / layout.height);
     ox = 8 + margin + (w - layout.width * scale) / 2;
     oy = 8 + Math.max(0, (h - layout.height * scale) / 2);
@@ -361,7 +361,8 @@ export function mountDag(el, meta, columns, host = {}) {
       const x0 = Math.round(ox * ratio + head.x * s), x1 = Math.round(ox * ratio + (head.x + head.w) * s);
       const y0 = Math.round(oy * ratio + head.y * s), y1 = Math.round(oy * ratio + (head.y + head.h) * s);
       fill(x0, y0, x1, y1, panel);
-      const ya = Math.round(y0 + 0.45 * (y1 - y0)), yb = Math.round(y0 + 0.65 * (y1 - y0));
+      const [from, to] = y1 - y0 < 50 * ratio ? [0.66, 0.92] : [0.45, 0.65]; // a low box has its name above the bar, and no more
+      const ya = Math.round(y0 + from * (y1 - y0)), yb = Math.round(y0 + to * (y1 - y0));
       for (let x = Math.max(0, x0); x < Math.min(width, x1); x++) {
         const task = base + Math.min(size - 1, Math.floor(((x - x0) * size) / Math.max(1, x1 - x0)));
         fill(x, ya, x + 1, yb, (dimmed && !faint[task] ? dimmed : inks)[classOf[task]]);
@@ -423,11 +424,12 @@ export function mountDag(el, meta, columns, host = {}) {
       const isFolded = foldedGroups.has(head.group);
       if (isFolded) {
         const tasks = group.ops.reduce((sum, op) => sum + op.count, 0);
-        if (head.h * scale > 26) label(`${plural(group.ops.length, "operator")}, ${plural(tasks, "task")}`, x + 4, y + head.h * scale - 9, room - 6, false);
+        if (head.h * scale >= 50) label(`${plural(group.ops.length, "operator")}, ${plural(tasks, "task")}`, x + 4, y + head.h * scale - 9, room - 6, false);
       }
       const room1 = room < 58 ? group.name.replace(/^layer /, "L") : group.name;
       if (HEAD * scale < 6 && !isFolded) continue;
-      const tall = isFolded ? 18 : Math.min(HEAD * scale, 20);
+      const tall = isFolded ? Math.min(18, 0.66 * head.h * scale) : Math.min(HEAD * scale, 20);
+      if (tall < 6) continue;
       context.font = `${Math.max(8, Math.min(11, tall))}px ${theme.font}`;
       label((isFolded ? "▸ " : room < 26 ? "" : "▾ ") + room1, x + 1, y + tall - Math.min(8, tall / 2), room, true);
     }

@@ -475,7 +475,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
             const most = Math.floor(room / 6);
             const flat = idle[colour.of[i]];
             if (flat && h < 18) continue;
-            context.fillText(clip(shortName(i), most), left + 3, plot.y + bandTop[b] - top + y + (flat ? 0.76 : lane.rows.length > 1 ? 0.28 : 0.5) * h);
+            context.fillText(clip(shortName(i), most), left + 3, plot.y + bandTop[b] - top + y + (flat ? 0.76 : lane.rows.length > 1 && h > 26 ? 0.28 : 0.5) * h);
             budget--;
           }
         }
