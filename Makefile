@@ -12,7 +12,7 @@ NVCC ?= $(or $(MPKLAB_NVCC),nvcc)
 CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint format types nvcc host wheel lab doctor ci clean distclean
+.PHONY: help pictures setup demo test test-gpu lint format types nvcc host wheel lab pages doctor ci clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -57,6 +57,12 @@ wheel: setup ## build sdist and wheel, install the wheel in an empty place, comp
 
 lab: setup ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
+
+pages: setup ## execute the notebooks and write them as HTML into build/pages (ARGS='00_tour' picks some)
+	@$(BIN)/python tools/make_pages.py $(ARGS)
+
+pictures: setup ## make pictures/ for the README anew, from the recordings in profiles/
+	@$(BIN)/python tools/make_pictures.py
 
 doctor: setup ## say what is there, what is missing, and what would bring it
 	@$(BIN)/python -m mpklab doctor $(ARGS)
