@@ -78,6 +78,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(metavar="command", parser_class=Parser)
     for name, text, module in (
         ("demo", "compile SmolLM2-135M, let it answer a question, leave pictures", "mpklab.demo"),
+        ("chat", "talk with a model through one persistent kernel", "mpklab.chat"),
         ("doctor", "say what is there, what is missing, and what would bring it", "mpklab.doctor"),
         ("profile", "look into a recording", "mpklab.profile_cli"),
         ("view", "a recording as a page: timeline, tasks, operators and source, linked", "mpklab.view_cli"),
@@ -148,6 +149,8 @@ def _print_version(_: argparse.Namespace) -> int:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
+    from mpklab.chat import add_sampling
+
     add = parser.add_argument
     add("--model", default="smollm2-135m", help="a name, a GGUF file or a folder (default: %(default)s)")
     add("--prompt", required=True, help="the text; - reads it from standard input")
@@ -170,24 +173,30 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--profile", type=Path, metavar="FILE", help="record the run into this .mpkprof file")
     add("--level", type=int, choices=(1, 2, 3), default=2, help="how much to record (default: %(default)s)")
     add("--json", action="store_true", help="print tokens, text and seconds as JSON")
+    add_sampling(parser)
     parser.set_defaults(run=_generate)
 
 
 def _generate(args: argparse.Namespace) -> int:
     import mpklab as mk
+    from mpklab.chat import sampling_of
+    from mpklab.run import Sampling
 
+    rules = sampling_of(args)
+    sampling = None if Sampling(**rules).plain else True
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     machine = None if args.workers is None else mk.Machine.cpu(workers=args.workers)
     quiet = {"report": lambda *_: None} if args.json else {}
     handout = {"dynamic": tuple(args.dynamic.split(",")) if args.dynamic else (), "early_push": args.early_push}
     choice = {"mode": args.mode, "policy": args.policy, "handout": {k: v for k, v in handout.items() if v}}
-    kernel = mk.compile(args.model, machine=machine, dtype=args.dtype, **choice, **quiet)
+    kernel = mk.compile(args.model, machine=machine, dtype=args.dtype, sampling=sampling, **choice, **quiet)
     answer = kernel.generate(
         prompt,
         max_new_tokens=args.max_new_tokens,
         raw=args.raw,
         profile=args.level if args.profile else 0,
         on_token=None if args.json else lambda _, piece: print(piece, end="", flush=True),
+        **rules,
     )
     if args.profile and answer.profile:
         answer.profile.save(args.profile)

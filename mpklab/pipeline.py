@@ -29,6 +29,7 @@ def compile(
     context: int | None = None,
     layers: int | None = None,
     dtype: str | None = None,
+    sampling: bool | None = None,
     workers: int | None = None,
     plan: Plan | None = None,
     tiles: Mapping[str, int] | None = None,
@@ -42,13 +43,13 @@ def compile(
     `mode`, `policy` and what `handout` holds besides (dynamic, pool, early_push, pop_ahead, priority) go to `assign`.
     `report(stage, seconds, value)` is told of every finished stage; by default the stages show themselves while they
     work (MPKLAB_PROGRESS=0 silences them). `workers` overrides the machine's. batch (default 1), context (1024, or what the
-    model allows) and layers (all) shape the decode graph, dtype (bfloat16) is what weights are loaded in; what the
-    given Model or Graph has decided already cannot be asked for again.
+    model allows), layers (all) and sampling (False: the likeliest token) shape the decode graph, dtype (bfloat16) is what
+    weights are loaded in; what the given Model or Graph has decided already cannot be asked for again.
     """
     if unknown:
         known = list(compile.__annotations__)[1:-2]
         raise MpkError(f"compile takes no {sorted(unknown)[0]!r}: {suggest(sorted(unknown)[0], known)}")
-    asked = {"batch": batch, "context": context, "layers": layers, "dtype": dtype}
+    asked = {"batch": batch, "context": context, "layers": layers, "dtype": dtype, "sampling": sampling}
     choices = {name: value for name, value in asked.items() if value is not None}
     shape: dict[str, Any] = {name: value for name, value in choices.items() if name != "dtype"}
     late = choices if isinstance(what, Graph) else choices.keys() - shape if isinstance(what, Model) else ()

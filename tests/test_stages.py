@@ -21,6 +21,7 @@ STAGES = """
     imports exports citing study plots widgets magics pipeline layers cards present
 """.split()
 FREE = {
+    "chat",
     "cli",
     "doctor",
     "demo",

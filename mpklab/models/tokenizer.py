@@ -67,6 +67,10 @@ class Tokenizer:
             raise ModelError(f"without the chat template a prompt is one text, not a {type(text).__name__}")
         return self._backend.encode(text, add_special_tokens=True).ids
 
+    def encode_more(self, text: str) -> list[int]:
+        """Token ids of a text that goes on where another ended: no start token, control tokens where they are written."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
     def prompt(self, text: str | Sequence[Mapping[str, str]], **variables: Any) -> str:
         """The text that the chat template makes of a message, up to where the answer begins."""
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else [dict(message) for message in text]

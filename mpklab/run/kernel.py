@@ -562,9 +562,7 @@ class Kernel(Presented):
         not begin with. Returns the seconds of that."""
         names = self._decoder()
         t = session.tensors
-        held = session.cached(slot)
-        first = next((i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), min(len(held), len(ids)))
-        first = min(first, len(ids) - 1)
+        first = session.holds(ids, slot)
         t[names["position"]][slot] = first  # rows from here on are no longer what they were
         seconds = prefill(t, self.graph, ids[first:-1], slot, first)
         t[names["generated"]][slot, : len(ids)] = torch.tensor(ids, device=session.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,10 @@ class Session:
         position = int(self.tensors[names["position"]][slot])
         held: list[int] = self.tensors[names["generated"]][slot, : position + 1].tolist()
         return held
+
+    def holds(self, ids: Sequence[int], slot: int = 0) -> int:
+        """How many of a prompt's tokens need not be fed again; never the last, from which the kernel goes on."""
+        return min(common(self.cached(slot), ids), len(ids) - 1)
 
     def glimpse(self, name: str) -> Callable[[], torch.Tensor]:
         """A function that gives a tensor as it stands on the host, also while a kernel runs."""
@@ -432,6 +436,11 @@ class Session:
                 "window": {"skip": window.skip, "record": window.record, "level": window.level},
             },
         )
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _most_popped(tables: Tables) -> int:
