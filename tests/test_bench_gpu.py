@@ -53,4 +53,5 @@ def test_every_change_makes_a_schedule_that_can_be_proved(monkeypatch: pytest.Mo
         made = verify(change.make())
         key = (made.tasks.plan.hash, made.hash, made.workers, change.launch, change.prefetch)
         assert key not in keys, f"{name} is {keys[key]} again"
+        assert "," not in name, "--only takes names between commas"
         keys[key] = name

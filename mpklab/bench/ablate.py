@@ -66,8 +66,8 @@ def changes(graph: Any, machine: Any) -> dict[str, Change]:
         # Hand-offs: what one persistent kernel is for.
         "one barrier between operators": Change(lowered(barriers=True)),
         "one kernel per operator": Change(lowered(), launch="per_operator"),
-        "one kernel per operator, two blocks an SM": Change(lowered(**TWO_BLOCKS), launch="per_operator"),
-        "one kernel per operator, nothing loaded before the wait": Change(
+        "one kernel per operator: two blocks an SM": Change(lowered(**TWO_BLOCKS), launch="per_operator"),
+        "one kernel per operator: nothing loaded before the wait": Change(
             lowered(), launch="per_operator", prefetch=False
         ),
         # The loader.
@@ -82,9 +82,9 @@ def changes(graph: Any, machine: Any) -> dict[str, Change]:
         "round robin": Change(assigned(policy="round_robin")),
         "zigzag": Change(assigned(policy="zigzag")),
         "one SM in 33 left to schedulers": Change(lambda: mk.assign(mk.lower(graph, fewer))),
-        "dynamic, one queue": Change(assigned(mode="dynamic")),
-        "dynamic, one queue, early push": Change(assigned(mode="dynamic", early_push=True)),
-        "hybrid, attention handed out": Change(assigned(mode="hybrid", dynamic=("attention",))),
+        "dynamic: one queue": Change(assigned(mode="dynamic")),
+        "dynamic: one queue and early push": Change(assigned(mode="dynamic", early_push=True)),
+        "hybrid: attention handed out": Change(assigned(mode="hybrid", dynamic=("attention",))),
         # What is fused, and how attention is cut.
         "rms_norm on its own": Change(without("fuse_norm")),
         "silu_mul on its own": Change(without("fuse_silu_mul")),
