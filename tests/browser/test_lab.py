@@ -142,6 +142,8 @@ def test_the_theme_of_the_notebook_is_followed_while_it_is_open(lab: Lab, page: 
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
     page.wait_for_timeout(600)
     assert max(page.evaluate(ground)) < 60
+    if os.environ.get("MPKLAB_SHOTS"):
+        page.screenshot(path=Path(os.environ["MPKLAB_SHOTS"]) / "a notebook in the dark theme.png")
     page.get_by_role("menuitem", name="Settings").click()
     page.get_by_text("Theme", exact=True).click()
     page.get_by_text("JupyterLab Light", exact=True).click()

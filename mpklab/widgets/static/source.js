@@ -40,7 +40,7 @@ export function mountSource(el, meta, columns, host = {}) {
   }
   function show(line) {
     const row = code.children[line - 1];
-    if (row) code.scrollTop = Math.max(0, row.offsetTop - code.offsetTop - 22);
+    if (row) code.scrollTop = Math.max(0, row.offsetTop - 22);
   }
   code.addEventListener("click", (event) => {
     const row = event.target.closest?.("[data-line]");

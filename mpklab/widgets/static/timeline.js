@@ -475,7 +475,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
             const most = Math.floor(room / 6);
             const flat = idle[colour.of[i]];
             if (flat && h < 18) continue;
-            context.fillText(clip(shortName(i), most), left + 3, plot.y + bandTop[b] - top + y + (flat ? 0.76 : lane.rows.length > 1 && h > 26 ? 0.28 : 0.5) * h);
+            context.fillText(clip(fitting(shortName(i), most), most), left + 3, plot.y + bandTop[b] - top + y + (flat ? 0.76 : lane.rows.length > 1 && h > 26 ? 0.28 : 0.5) * h);
             budget--;
           }
         }
@@ -483,6 +483,8 @@ export function mountTimeline(el, meta, columns, host = {}) {
     });
   }
 
+  /** Where a name is too long, its last part: `gate_up_proj` tells more than `layer0.gat…`. */
+  const fitting = (name, most) => (name.length <= most ? name : name.slice(name.lastIndexOf(".", name.length - 2) + 1));
   const phaseName = (i) => meta.phases[spans.phase[i]].name;
   const opName = (i) => (spans.op[i] < 0 ? "" : meta.ops[spans.op[i]].name);
   const shortName = (i) => (meta.phases[spans.phase[i]].work && spans.op[i] >= 0 ? opName(i) : phaseName(i));
@@ -936,7 +938,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
   redraw();
 
   const view = {
-    selection, spans, show, zoom, fit, setMode: (name) => { setMode(name); redraw(); }, draw, frames,
+    selection, spans, show, zoom, fit, tall, reveal, setMode: (name) => { setMode(name); redraw(); }, draw, frames,
     get window() { return [t0, t1]; },
     /** Canvas position of a span, for tests. */
     at(i) {
