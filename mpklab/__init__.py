@@ -27,7 +27,7 @@ _HOME = {
     "timeline": "widgets.timeline",
     "Generation": "run", "Kernel": "run", "profiling": "run.profiling", "Result": "run", "Session": "run", "build": "run",
     "ratio": "timing", "time": "timing", "Study": "study", "rerun": "study",
-    "PersistentKernel": "layers", "get_configurations_from_gpu": "layers",
+    "import_mirage": "imports", "PersistentKernel": "layers", "get_configurations_from_gpu": "layers",
     "bfloat16": "layers", "float16": "layers", "float32": "layers", "int32": "layers", "int64": "layers",
     "compile": "pipeline",
     "MpkError": "errors", "BuildError": "errors", "DeadlockError": "errors", "EnvError": "errors", "GraphError": "errors",

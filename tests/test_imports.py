@@ -15,7 +15,7 @@ from schedules import Op, Run, make
 from mpklab import analysis, frames
 from mpklab.errors import ProfileError
 from mpklab.exports import export
-from mpklab.imports import from_chrome, from_flashinfer, from_mirage
+from mpklab.imports import from_chrome, from_flashinfer, from_mirage, import_mirage
 
 
 def buffer(blocks, groups, events, tag, size=64):
@@ -133,6 +133,68 @@ def test_mirage_buffers_become_tasks_of_their_graph(tag, tmp_path):
     assert set(frames.tasks(bare)["op"]) == {"task154", "task155"}
 
 
+def real_mirage_graph():
+    """Two layers and an end, with the fields and the odd values of a file that Mirage wrote."""
+    tasks, none, tagged = [], 0x7FFFFFFFFFFFFFFE, 1 << 32
+
+    def add(kind, tiles, waits, signals, reads, writes, size=8):
+        for i in range(tiles):
+            tensors = [
+                [
+                    {"base_ptr": n, "offset": 16 * i, "data_type": 941, "dims": [1, size], "strides": [size, 1]}
+                    for n in names
+                ]
+                for names in (reads, writes)
+            ]
+            tasks.append(
+                {
+                    "task_type": kind, "variant_id": 0, "dependent_event": waits(i), "trigger_event": signals(i),
+                    "inputs": tensors[0] or None, "outputs": tensors[1], "request_id": 0, "expert_offset": -65536,
+                }
+            )  # fmt: skip
+
+    add(0, 1, lambda i: none, lambda i: none, [], [])
+    add(10, 1, lambda i: none, lambda i: tagged | 1, [], [])
+    e = 1
+    for layer in range(2):
+        p = f"layer_{layer}_"
+        add(154, 1, lambda i, e=e: tagged | e, lambda i, e=e: tagged | (e + 1), ["x", p + "input_norm"], ["norm_out"])
+        add(
+            155,
+            4,
+            lambda i, e=e: tagged | (e + 1),
+            lambda i, e=e: tagged | (e + 2 + i // 2),
+            ["norm_out", p + "up"],
+            ["mid"],
+        )
+        add(118, 2, lambda i, e=e: tagged | (e + 2 + i), lambda i, e=e: tagged | (e + 4), ["mid"], ["act"])
+        add(156, 3, lambda i, e=e: tagged | (e + 4), lambda i, e=e: tagged | (e + 5), ["act", p + "down"], ["x"])
+        e += 5
+    add(154, 1, lambda i: tagged | e, lambda i: tagged | (e + 1), ["x", "model_norm"], ["norm_out"])
+    add(155, 5, lambda i: tagged | (e + 1), lambda i: tagged | (e + 2), ["norm_out", "lm_head"], ["logits"])
+    return {"all_tasks": tasks, "all_events": [], "first_tasks": [2]}
+
+
+def test_mirage_s_task_graph_can_be_looked_at(tmp_path):
+    (tmp_path / "task_graph.json").write_text(json.dumps(real_mirage_graph()))
+    profile = import_mirage(tmp_path / "task_graph.json", {118: "gated"})
+    names = [o["name"] for o in profile.operators]
+    assert names == [
+        "terminate", "begin", "layer0.rms_norm.norm_out", "layer0.linear.mid", "layer0.gated.act",
+        "layer0.linear_residual.x", "layer1.rms_norm.norm_out", "layer1.linear.mid", "layer1.gated.act",
+        "layer1.linear_residual.x", "rms_norm.norm_out", "linear.logits",
+    ]  # fmt: skip
+    assert [o["layer"] for o in profile.operators][4:] == [0, 0, 1, 1, 1, 1, -1, -1]
+    assert profile.tasks["bytes"].tolist()[:4] == [0, 0, 48, 48] and profile.n_tasks == 28
+    edges = {(names[e["producer"]], names[e["consumer"]]): e for e in profile.edges}
+    pair = edges["layer1.linear.mid", "layer1.gated.act"]
+    assert list(zip(pair["begin"], pair["end"], strict=True)) == [(0, 2), (2, 4)] and pair["tensor"] == "mid"
+    assert edges["layer0.linear_residual.x", "layer1.rms_norm.norm_out"]["end"].tolist() == [3]
+    assert ("begin", "layer0.rms_norm.norm_out") in edges and len(edges) == 10
+    assert profile.events["need"].tolist()[:4] == [1, 1, 2, 2] and frames.spans(profile).empty
+    assert "28 tasks" in str(profile.dag())
+
+
 def test_our_own_chrome_export_comes_back(tmp_path):
     ops = [Op("a", 2), Op("b", after=("a",))]
     queues = [[[Run("a", 0, 100, fetch=5, signal=3)], [Run("a", 1, 90), Run("b", 0, 40, gather=4)]]] * 2
@@ -182,7 +244,7 @@ def test_long_pauses_keep_their_length():
 )
 def test_what_is_no_buffer_is_refused(bad, tmp_path):
     (tmp_path / "x.bin").write_bytes(bad)
-    for read in (from_flashinfer, from_mirage, from_chrome):
+    for read in (from_flashinfer, from_mirage, from_chrome, import_mirage):
         with pytest.raises(ProfileError):
             read(tmp_path / "x.bin")
     with pytest.raises(ProfileError, match="64-bit"):

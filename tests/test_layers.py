@@ -148,6 +148,13 @@ def test_a_program_is_a_graph_like_any_other(model: Any, tmp_path: Any) -> None:
     assert {"layer0.attention", "advance"} <= set(mpk.profile.bubbles(by="op")["op"])
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "hybrid"])
+def test_other_modes_give_the_same_tokens(model: Any, mode: str) -> None:
+    program = Qwen3Program(model, LENGTH)
+    program.mpk.compile(mode=mode)
+    assert program.generate(PROMPT) == greedy(model, PROMPT, LENGTH - len(PROMPT))
+
+
 def test_a_profiler_tensor_has_every_call_recorded(model: Any) -> None:
     program = Qwen3Program(model, LENGTH, grids=False, profiler_tensor=torch.zeros(8, dtype=torch.int64))
     program.mpk.compile()

@@ -9,7 +9,6 @@ from 4096 on run into the SM) · event 10 · kind 2. Mirage: number 13 · lane 8
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mpklab.errors import ProfileError
-from mpklab.imports.writing import BEGIN, END, EXECUTE, MAX_ARG, read_file, words, write_lanes
+from mpklab.imports.mirage import MirageGraph, read_graph
+from mpklab.imports.writing import BEGIN, END, EXECUTE, MAX_ARG, words, write_lanes
 from mpklab.profile import Profile
 
 MAX_LANES = 1 << 16
@@ -70,7 +70,7 @@ def from_mirage(
     name = _namer(names, "task")
     if task_graph is None:
         return _profile(lane, tag & 3, (tag >> 2) & 0x1FF, time_ns, blocks, groups, name, None, meta)
-    graph = _graph(task_graph)
+    graph = read_graph(task_graph, name)
     return _with_graph(lane, tag & 3, (tag >> 2) & 0x1FF, time_ns, blocks, groups, name, graph, meta)
 
 
@@ -162,29 +162,6 @@ def _profile(
     )
 
 
-def _graph(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[dict[str, int | str]]:
-    """The tasks of a task_graph.json: type, variant, the event they wait for and the one they signal, what they write."""
-    if isinstance(source, Mapping):
-        found: Any = source
-    else:
-        try:
-            found = json.loads(read_file(source))
-        except (ValueError, RecursionError) as e:
-            raise ProfileError(f"{source}: not JSON: {e!s:.200}") from e
-    tasks = found.get("all_tasks") if isinstance(found, Mapping) else None
-    if not isinstance(tasks, list) or len(tasks) >= MAX_ARG:
-        raise ProfileError("not Mirage's task graph: expected a list under all_tasks")
-    out: list[dict[str, int | str]] = []
-    for i, t in enumerate(tasks):
-        try:
-            writes = t.get("outputs") or [{}]
-            row = {key: int(t[key]) for key in ("task_type", "variant_id", "dependent_event", "trigger_event")}
-            out.append({**row, "writes": str(writes[0].get("base_ptr", ""))})
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as e:
-            raise ProfileError(f"all_tasks[{i}] of the task graph cannot be read: {type(e).__name__}: {e!s:.80}") from e
-    return out
-
-
 def _with_graph(
     lane: np.ndarray,
     kind: np.ndarray,
@@ -193,68 +170,30 @@ def _with_graph(
     blocks: int,
     groups: int,
     name: Any,
-    graph: list[dict[str, int | str]],
+    graph: MirageGraph,
     meta: dict[str, Any],
 ) -> Profile:
-    """Spans as tasks of the graph; an operator is a run of tasks of one kind that wait for and signal alike."""
+    """Spans as tasks of the graph."""
     use = kind <= END
     lane, kind, event, time_ns = lane[use], kind[use], event[use], time_ns[use]
-    types = np.array([int(t["task_type"]) for t in graph], np.int64)
-    # Operators: tasks of one type, variant and output between the same layers. A new one begins when what they wait for
-    # has moved on and the sequence of kinds comes round again.
-    place: dict[tuple[Any, ...], int] = {}
-    of = np.empty(len(graph), np.int64)
-    last: dict[tuple[Any, ...], tuple[int, int]] = {}  # kind → (its newest operator, the last of its tasks)
-    operators: list[dict[str, Any]] = []
-    times: dict[tuple[Any, ...], int] = {}
-    for i, t in enumerate(graph):
-        key = (t["task_type"], t["variant_id"], t["writes"])
-        known = last.get(key)
-        others = known is not None and bool((types[known[1] + 1 : i] != types[i]).any())
-        if known is None or (others and not _alike(graph[known[1]], t)):
-            layer = times.get(key, 0)
-            times[key] = layer + 1
-            label = name(t["task_type"])
-            written = f".{t['writes']}" if t["writes"] else ""
-            operators.append({"name": f"layer{layer}.{label}{written}", "op": label, "layer": layer})
-            known = (len(operators) - 1, i)
-            place[(*key, layer)] = known[0]
-        last[key] = (known[0], i)
-        of[i] = known[0]
-    order = np.argsort(of, kind="stable")
-    new_id = np.empty(len(graph), np.int64)
-    new_id[order] = np.arange(len(graph))
     begins = np.nonzero(kind == BEGIN)[0]
     arg = np.full(lane.size, MAX_ARG - 1)
     unmatched = {}
     for number in np.unique(event[begins]).tolist():
         mine = begins[event[begins] == number]
         mine = mine[np.argsort(time_ns[mine], kind="stable")]
-        tasks = np.nonzero(types == number)[0]
+        tasks = np.nonzero(graph.types == number)[0]
         if mine.size > tasks.size:
             unmatched[name(number)] = int(mine.size)
             continue
-        arg[mine] = new_id[tasks[: mine.size]]
-    ids = [sorted({int(t[k]) & 0xFFFFFFFF for t in graph for k in ("dependent_event", "trigger_event")})]
-    events = {e: i for i, e in enumerate(ids[0])}
-    waits = [events[int(graph[i]["dependent_event"]) & 0xFFFFFFFF] for i in order]
-    signals = [events[int(graph[i]["trigger_event"]) & 0xFFFFFFFF] for i in order]
-    given = np.isin(waits, signals)
+        arg[mine] = graph.new_id[tasks[: mine.size]]
     return Profile.from_parts(
         write_lanes(blocks * groups, groups, lane, kind, np.full(lane.size, EXECUTE), arg, time_ns),
         blocks,
         groups,
         level=1,
         clock_hz=1e9,
-        operators=operators,
-        tasks={"operator": of[order]},
-        waits={"wait_begin": np.r_[0, np.cumsum(given)], "wait_event": np.array(waits, np.int64)[given]},
-        signals={"signal_begin": np.arange(len(graph) + 1), "signal_event": signals},
-        events={"need": np.bincount(signals, minlength=len(events)) if signals else []},
+        operators=graph.operators,
+        **graph.columns,
         meta={**meta, "instants": int((~use).sum()), "unmatched": unmatched, "matching": "by type and order of begin"},
     )
-
-
-def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two tasks of one kind stand between the same events."""
-    return bool(a["dependent_event"] == b["dependent_event"] or a["trigger_event"] == b["trigger_event"])
