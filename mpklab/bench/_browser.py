@@ -65,16 +65,17 @@ class Lab:
             name: str(folder / name.lower())
             for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTER_DATA_DIR")
         }
-        env = {**os.environ, **places, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *python_path)))}
+        places["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, *python_path)))
         with (folder / "lab.log").open("w") as log:
             self.process = subprocess.Popen(
                 [
+                    "env", *(f"{name}={value}" for name, value in places.items()),
                     sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--allow-root",
                     "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={folder}",
                     f"--LabApp.user_settings_dir={settings}", "--LabApp.news_url=None",
                     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
                 ],
-                env=env, stdout=subprocess.DEVNULL, stderr=log,
+                stdout=subprocess.DEVNULL, stderr=log,
             )  # fmt: skip
         end = time.monotonic() + 60
         while True:
