@@ -148,10 +148,10 @@ def test_a_program_is_a_graph_like_any_other(model: Any, tmp_path: Any) -> None:
     assert {"layer0.attention", "advance"} <= set(mpk.profile.bubbles(by="op")["op"])
 
 
-@pytest.mark.parametrize("mode", ["dynamic", "hybrid"])
-def test_other_modes_give_the_same_tokens(model: Any, mode: str) -> None:
+@pytest.mark.parametrize("choices", [{"mode": "dynamic"}, {"mode": "hybrid", "dynamic": ["attention"]}])
+def test_other_modes_give_the_same_tokens(model: Any, choices: dict[str, Any]) -> None:
     program = Qwen3Program(model, LENGTH)
-    program.mpk.compile(mode=mode)
+    program.mpk.compile(**choices)
     assert program.generate(PROMPT) == greedy(model, PROMPT, LENGTH - len(PROMPT))
 
 

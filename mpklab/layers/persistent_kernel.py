@@ -392,18 +392,20 @@ class PersistentKernel:
         mode: str = "static",
         policy: Any = None,
         compiler: str | None = None,
+        **handout: Any,
     ) -> Kernel:
         """Lower, assign, verify and build; returns mpklab's Kernel, which stays as `.kernel`.
 
         Grids that were given are kept in the plan, and passes that would undo one are left out. With `output_dir` the
-        entry file and the task graph are written there too. The other keywords are mpklab's: see lower, assign and build.
+        entry file and the task graph are written there too. The other keywords are mpklab's: see lower, assign (which takes
+        `handout`, such as dynamic=["attention"], too) and build.
         """
         if self.kernel is not None:
             raise GraphError("compile: this program is compiled already; make a new PersistentKernel for another")
         program, tasks = self._program, self._lowered(plan)
         tensors = tasks.graph.tensors
         outside = {n: t for n, t in program.memory.items() if n in tensors}
-        schedule = verify(assign(tasks, mode=mode, policy=policy))
+        schedule = verify(assign(tasks, mode=mode, policy=policy, **handout))
         weights = {n: t for n, t in outside.items() if tensors[n].role == "weight"}
         kernel = build(schedule, compiler=compiler, weights=weights)
         if output_dir is not None:
