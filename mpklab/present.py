@@ -72,7 +72,7 @@ def bundle(value: Any, include: Any = None, exclude: Any = None) -> dict[str, st
     """What a cell shows: text always, beside it a script-free HTML card. A picture that fails costs only itself."""
     kind = type(value).__name__
     text = str(value)
-    card = f'<pre style="white-space:pre-wrap;margin:0">{html.escape(text)}</pre>'
+    card = f'<div style="white-space:pre-wrap">{html.escape(text)}</div>'
     try:
         rows = import_module("mpklab.cards").CARDS[kind](value)
         text += "".join(f"\n  {label}: {fact}" for label, fact in rows)
@@ -86,7 +86,7 @@ def bundle(value: Any, include: Any = None, exclude: Any = None) -> dict[str, st
 
 def _table(rows: list[tuple[str, str]]) -> str:
     cells = "".join(
-        f'<tr><th style="text-align:left">{html.escape(label)}</th><td style="text-align:left">{html.escape(fact)}</td></tr>'
+        f'<tr><th style="text-align:left;vertical-align:top;white-space:nowrap">{html.escape(label)}</th><td style="text-align:left">{html.escape(fact)}</td></tr>'
         for label, fact in rows
     )
     return f"<table>{cells}</table>"
