@@ -334,8 +334,16 @@ def test_a_tensor_of_another_kernel(kernel: mk.PersistentKernel) -> None:
     step, tokens = torch.zeros(1, dtype=torch.int32), torch.zeros(1, 64, dtype=torch.int64)
     other = mk.PersistentKernel(max_seq_length=8, meta_tensors=[step, tokens]).attach_input(draw(1, 32), "x")
     w, y = kernel.attach_input(draw(48, 32), "w"), kernel.new_tensor(dims=(1, 48), dtype=mk.float32, name="y")
-    with pytest.raises(GraphError, match=r"linear_layer 'w'.*another kernel"):
+    with pytest.raises(GraphError, match=r"linear_layer 'w'.*input is x .*another kernel"):
         kernel.linear_layer(input=other, weight=w, output=y)
+    x = kernel.attach_input(draw(1, 32), "x")
+    kernel.linear_layer(input=x, weight=w, output=y)
+    foreign = mk.PersistentKernel(max_seq_length=8, meta_tensors=[step, tokens]).new_tensor(
+        dims=(1, 48), dtype="float32", name="y"
+    )
+    for arguments in ({"input": x, "output": foreign}, {"input": foreign, "output": y}):
+        with pytest.raises(GraphError, match="another kernel"):
+            kernel.linear_layer(weight=w, **arguments)
 
 
 def test_memory_written_under_two_names(kernel: mk.PersistentKernel) -> None:

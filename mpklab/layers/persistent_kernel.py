@@ -241,7 +241,8 @@ class PersistentKernel:
         Two operators: silu_mul, which may move into the linear before it, and the linear.
         """
         layer = self._linear("silu_mul_linear_with_residual_layer", weight, grid_dim)
-        gated = DTensor(f"{input.name}.silu_mul", (input.dims[0], weight.dims[-1]), input.dtype)
+        gated = DTensor(f"{layer.name}.gated", (input.dims[0], weight.dims[-1]), input.dtype)
+        self._program.add(gated)
         layer.within("silu_mul").silu_mul(input, gated, 1)
         layer.linear(gated, weight, output, {"residual": residual}, {"epilogue": "residual"})
 
@@ -486,12 +487,11 @@ class PersistentKernel:
                 f"before max_seq_length={program.max_seq_length}"
             )
         token = int(program.tokens[0, position])
-        for o in session.kernel.graph.operators:
-            vocab = (
-                session.kernel.graph.tensors[o.operands["weight"]].type.sizes[0] if o.op == "embedding" else token + 1
-            )
-            if not 0 <= token < vocab:
-                raise RunError(f"tokens[0, {position}] is {token}, outside the vocabulary of {vocab}")
+        graph = session.kernel.graph
+        tables = [graph.tensors[o.operands["weight"]] for o in graph.operators if o.op == "embedding"]
+        vocab = min((table.type.sizes[0] for table in tables), default=1 << 31)
+        if not 0 <= token < vocab:
+            raise RunError(f"tokens[0, {position}] is {token}, outside the vocabulary of {vocab}")
         session.tensors[META + "token"].fill_(token)
         session.tensors[META + "done"].fill_(0)
         return left

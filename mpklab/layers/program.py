@@ -217,12 +217,9 @@ class Layer:
     def read(self, argument: str, t: Any) -> str:
         """The graph tensor that stands in a tensor now."""
         program = self.program
-        if not isinstance(t, DTensor):
-            self.refuse(f"{argument} must be a tensor of this kernel, not {type(t).__name__}")
+        self._own(argument, t)
         if t.name in program.value:
             return program.value[t.name]
-        if program.handles.get(t.name) is not t:
-            self.refuse(f"{argument} is {t}, a tensor of another kernel")
         if not t.parts and t.name not in program.attached:
             self.refuse(f"{argument} is {t}, which no layer has written yet")
         for part in t.parts:
@@ -232,12 +229,19 @@ class Layer:
             return program.declare(Tensor(t.name, shape, dtype, "weight", t.parts, t.num_groups))
         return self._declare_attached(t)
 
+    def _own(self, argument: str, t: Any) -> None:
+        if not isinstance(t, DTensor):
+            self.refuse(f"{argument} must be a tensor of this kernel, not {type(t).__name__}")
+        if self.program.handles.get(t.name) is not t:
+            self.refuse(f"{argument} is {t}, a tensor of another kernel")
+
     def _declare_attached(self, t: DTensor) -> str:
         return self.program.declare(Tensor(t.name, t.dims, NAME_OF[t.dtype], "weight"), self.program.attached[t.name])
 
     def cache(self, argument: str, t: DTensor) -> str:
         """A cache [1, rows, kv, d], as far as a sequence reaches, where it lies."""
         program = self.program
+        self._own(argument, t)
         if t.name not in program.attached:
             self.refuse(f"{argument} is {t}, which is not attached: caches are the caller's own tensors")
         _, _, kv, d = t.dims
@@ -258,6 +262,7 @@ class Layer:
         for begin, t in ((0, cos), (d // 2, sin)):
             if t is None:
                 continue
+            self._own("cos_pos_embed and sin_pos_embed", t)
             if t.name not in program.attached or t.num_dims != 2 or t.dim(1) != d or t.dim(0) < rows:
                 self.refuse(
                     f"cos_pos_embed and sin_pos_embed must be attached, with {d} columns and at least "
@@ -280,8 +285,7 @@ class Layer:
             self.refuse(str(error))
         written = {}
         for k, t in outputs.items():
-            if not isinstance(t, DTensor):
-                self.refuse(f"output must be a tensor of this kernel, not {type(t).__name__}")
+            self._own("output", t)
             written[k] = self._output(t, wanted[k])
         program.calls.append(Call(op, self.name, {**operands, **written}, attrs, self.layer))
         return next(iter(written.values()))
@@ -300,7 +304,7 @@ class Layer:
         free = wanted.dtype == "int32" or (wanted.dtype == "float32" and self.method == "argmax_partial_layer")
         if found.bytes // _item(found) != wanted.bytes // _item(wanted) or (not free and found != wanted):
             self.refuse(f"output must be {wanted}; found {t}")
-        name = _unique(self.prefix + t.name, program.declared)
+        name = _unique(self.prefix + stem_of(t), program.declared)
         program.value[t.name] = name
         return program.declare(Tensor(name, wanted.shape, wanted.dtype, "activation"))
 
