@@ -16,6 +16,7 @@ from mpklab.errors import MpkError
 from mpklab.frames import NEVER, health, residual, verdict
 from mpklab.frames import spans as spans_of
 from mpklab.recipe import schedule_of
+from mpklab.widgets.raster import counted
 from mpklab.widgets.task_dag import TaskDag, task_dag
 from mpklab.widgets.timeline import Timeline, timeline
 
@@ -129,7 +130,20 @@ def notes_of(profile: Any, other: Any = None) -> list[str]:
     """The health of a recording, and in one sentence what is missing and why where the run did not end as it should."""
     if other is not None:
         return [f"{name}: {note}" for name, run in (("this", profile), ("other", other)) for note in notes_of(run)]
-    return [verdict(profile), *unfinished(profile)]
+    return [verdict(profile), *dropped(profile), *unfinished(profile)]
+
+
+def dropped(profile: Any) -> list[str]:
+    """A sentence for records that found no room in their lane."""
+    found = health(profile)
+    lost = int(found["dropped"].sum())
+    if not lost:
+        return []
+    end = "its last" if found["wrapped"].any() else "the first"
+    return [
+        f"{counted(lost, 'record')} had no room, because a lane keeps {end} {profile.lane_capacity:,}: empty stretches may hold "
+        "work, and fewer iterations in a Window would fit."
+    ]
 
 
 def unfinished(profile: Any) -> list[str]:

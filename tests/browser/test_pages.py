@@ -333,7 +333,7 @@ STRANGE: dict[str, tuple[Any, str, tuple[float, float], int]] = {
     "empty": (lambda: task_dag(empty_tasks()), "No tasks: the graph is empty", (0.0005, 0.1), 1),
     "one task": (lambda: task_dag(one_task()), "task graph: 1 task of 1 operator", (0.002, 0.6), 3),
     "nothing recorded": (lambda: timeline(make_spans(60, 3, 1).head(0)), "nothing was recorded", (0.0005, 0.2), 1),
-    "dropped": (lambda: profile_timeline(small_run(capacity=12)), "dropped, most in worker", (0.2, 0.95), 5),
+    "dropped": (lambda: profile_timeline(small_run(capacity=12)), "56 records had no room, because a lane keeps the first 12", (0.2, 0.95), 5),
     "failed": (
         lambda: profile_timeline(small_run(1)), "stops after 3 of 6 tasks: the run failed or was interrupted", (0.2, 0.95), 5,
     ),
