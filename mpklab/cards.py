@@ -11,6 +11,7 @@ from mpklab import analysis, frames
 from mpklab.analysis.idle import CLASSES
 from mpklab.schedule import task_seconds
 from mpklab.simulator import predict
+from mpklab.simulator.costs import traffic
 
 if TYPE_CHECKING:
     from mpklab.graph import Graph
@@ -63,7 +64,7 @@ def schedule(value: Schedule) -> Rows:
         rows.append(
             (
                 "load per worker",
-                f"{load.min() * 1e6:,.1f} to {load.max() * 1e6:,.1f} µs, {load.max() / load.mean():.3f} × the mean",
+                f"{load.min() * 1e6:,.1f} to {load.max() * 1e6:,.1f} µs estimated, {load.max() / load.mean():.3f} × the mean",
             )
         )
     else:
@@ -74,11 +75,13 @@ def schedule(value: Schedule) -> Rows:
     else:
         rows.append(("predicted makespan", f"mk.predict(schedule) says, in seconds for {len(value.tasks):,} tasks"))
     machine = value.tasks.machine
-    memory, work = value.tasks.bytes.sum() / machine.bandwidth, seconds.sum() / value.workers
+    moved = sum(part.sum() for part in traffic(value.tasks))  # activations stay in caches
+    peak = machine.peak_f32 if machine.backend == "cpu" else machine.peak_bf16
     rows.append(
         (
             "bounds",
-            f"memory {memory * 1e6:,.1f} µs at {machine.bandwidth / 1e9:,.0f} GB/s, work {work * 1e6:,.1f} µs a worker",
+            f"memory {moved / machine.bandwidth * 1e6:,.1f} µs at {machine.bandwidth / 1e9:,.0f} GB/s, "
+            f"flops {value.tasks.flops.sum() / peak * 1e6:,.1f} µs",
         )
     )
     rows.append(("verified", "✓" if value.verified else "not yet"))

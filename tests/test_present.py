@@ -59,6 +59,9 @@ def test_what_the_fields_say(values):
     assert "to" not in rows(tasks)["by operator"] and sum(counted) == len(tasks)
     told = mk.predict(schedule).iteration_ns / 1e3
     assert rows(schedule)["predicted makespan"].startswith(f"{told:,.1f} µs")
+    held = sum(t.bytes for t in tasks.graph.tensors.values() if t.role == "weight" and not t.parts) / 1e3
+    bound_us = float(re.match(r"memory ([\d,.]+) µs", rows(schedule)["bounds"])[1].replace(",", ""))
+    assert 0 < bound_us * 1e-9 * tasks.machine.bandwidth <= 1.2 * held and bound_us <= told
     assert rows(schedule)["verified"] == "✓" and rows(mk.assign(tasks))["verified"] == "not yet"
     assert "run time" in rows(mk.assign(tasks, mode="dynamic"))["load per worker"]
     assert rows(values["Kernel"])["cache"] in ("hit", "miss: compiled now")

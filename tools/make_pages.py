@@ -28,7 +28,7 @@ from plotly.graph_objects import Figure as _Figure
 
 
 def _framed(view, include=None, exclude=None):
-    height = 1300 if type(view).__name__ == "Studio" else 560
+    height = {"Studio": 1300, "Timeline": 420}.get(type(view).__name__, 560)
     page = _html.escape(str(view.to_html()), quote=True)
     frame = f'<iframe sandbox="allow-scripts" title="{_html.escape(view.title)}" srcdoc="{page}" '
     return {"text/html": frame + f'style="width:100%;height:{height}px;border:1px solid #8884;resize:vertical"></iframe>',
