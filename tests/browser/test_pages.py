@@ -285,6 +285,7 @@ def test_names_stay_text(show: Any) -> None:
     spans["op"] = spans["op"].cat.rename_categories(lambda name: nasty + name)
     page = show(Studio(spans=spans, tasks=tasks, title=nasty, notes=[nasty]))
     assert page.run("document.querySelectorAll('main img, main script').length") == 0
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
     assert "<img src=x onerror=alert(1)>" in page.page.locator("h1").first.inner_text()
     page = show(
         task_dag(tasks, title=nasty, missing=[(0, 5, nasty)], notes=[nasty], paths={nasty: [0, 5]}),
@@ -299,6 +300,18 @@ def test_names_stay_text(show: Any) -> None:
     page.settle()
     assert page.run("document.querySelectorAll('main img, main script').length") == 0
     assert "<img src=x" in page.page.locator(".mpk-live").inner_text()
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    several = timeline(
+        spans,
+        spans,
+        names=(nasty, "other"),
+        bounds={nasty: 9e3},
+        notes=[nasty],
+        classes={nasty: ["a"] * 2 * len(spans)},
+    )
+    page = show(several)
+    assert page.run("document.querySelectorAll('main img, main script').length") == 0
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_narrow_windows_do_not_overflow(show: Any) -> None:
@@ -333,7 +346,9 @@ STRANGE: dict[str, tuple[Any, str, tuple[float, float], int]] = {
     "empty": (lambda: task_dag(empty_tasks()), "No tasks: the graph is empty", (0.0005, 0.1), 1),
     "one task": (lambda: task_dag(one_task()), "task graph: 1 task of 1 operator", (0.002, 0.6), 3),
     "nothing recorded": (lambda: timeline(make_spans(60, 3, 1).head(0)), "nothing was recorded", (0.0005, 0.2), 1),
-    "dropped": (lambda: profile_timeline(small_run(capacity=12)), "56 records had no room, because a lane keeps the first 12", (0.2, 0.95), 5),
+    "dropped": (
+        lambda: profile_timeline(small_run(capacity=12)), "56 records had no room, because a lane keeps the first 12", (0.2, 0.95), 5,
+    ),
     "failed": (
         lambda: profile_timeline(small_run(1)), "stops after 3 of 6 tasks: the run failed or was interrupted", (0.2, 0.95), 5,
     ),

@@ -94,7 +94,7 @@ export function button(label, title, onclick) {
 }
 
 export function chooser(label, names, onchange) {
-  const select = make("select", { "aria-label": label }, ...names.map((name) => make("option", { value: name }, name)));
+  const select = make("select", { "aria-label": label }, ...names.map((name) => make("option", { value: name }, clip(name, 60))));
   select.addEventListener("change", () => onchange(select.value));
   return make("label", {}, label + " ", select);
 }

@@ -169,7 +169,7 @@ export function mountDag(el, meta, columns, host = {}) {
     button("+", "Zoom in", () => zoom(1.5)), button("−", "Zoom out", () => zoom(1 / 1.5)), button("Fit", "Show everything", fit),
     button("Fold layers", "Collapse every layer to one box", () => foldAll(true)), button("Unfold", "Expand every layer and operator", () => foldAll(false)), query, count);
   for (const [name, column] of meta.paths.map((p) => [p.name, p.column])) {
-    const toggle = button(name, `Show the ${name}`, () => {
+    const toggle = button(clip(name, 40), `Show the ${clip(name, 400)}`, () => {
       path = path?.name === name ? null : { name, tasks: columns[column] };
       toggle.setAttribute("aria-pressed", String(path?.name === name));
       redraw();
