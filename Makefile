@@ -64,6 +64,9 @@ pages: setup ## execute the notebooks and write them as HTML into build/pages (A
 pictures: setup ## make pictures/ for the README anew, from the recordings in profiles/
 	@$(BIN)/python tools/make_pictures.py
 
+pictures: setup ## make the pictures of the README again (needs Chromium)
+	@$(BIN)/python tools/make_pictures.py $(ARGS)
+
 doctor: setup ## say what is there, what is missing, and what would bring it
 	@$(BIN)/python -m mpklab doctor $(ARGS)
 
