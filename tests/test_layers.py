@@ -384,6 +384,7 @@ def test_meta_tensors_must_be_step_and_tokens(meta: Any, message: str) -> None:
         ({"max_seq_length": 65}, "from 2 to the 64 places of tokens, not 65"),
         ({"num_workers": 0}, "num_workers must be a positive number"),
         ({"spec_decode_config": object()}, "no speculative decoding"),
+        ({"profiler_tensor": 3}, "profiler_tensor is a tensor or None, not int"),
         ({"max_seq_len": 8}, "did you mean 'max_seq_length'"),
         ({"mode": "offline"}, "takes no 'mode'"),
     ],

@@ -78,6 +78,10 @@ class PersistentKernel:
             )
         if spec_decode_config is not None:
             raise GraphError("PersistentKernel has no speculative decoding: leave out spec_decode_config")
+        if profiler_tensor is not None and not isinstance(profiler_tensor, torch.Tensor):
+            raise GraphError(
+                f"PersistentKernel: profiler_tensor is a tensor or None, not {type(profiler_tensor).__name__}"
+            )
         step, tokens = meta(meta_tensors)
         if not isinstance(max_seq_length, int) or not 1 < max_seq_length <= tokens.shape[1]:
             raise GraphError(

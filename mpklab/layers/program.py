@@ -76,7 +76,7 @@ class Program:
         """A graph tensor; GraphError if it was declared otherwise before."""
         known = self.declared.setdefault(t.name, t)
         if known != t:
-            raise GraphError(f"{t.name} is used as {known.type} stored {known.order or 'densely'}, and as {t.type} too")
+            raise GraphError(f"{t.name} is used as {known.type} and as {t.type}: attach it once for each use")
         if memory is not None:
             self.memory[t.name] = memory
         return t.name

@@ -38,7 +38,8 @@ class TensorType:
         return int(np.prod(self.sizes, dtype=np.int64)) * ITEM_BYTES[self.dtype]
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{shape_text(self.shape)}]"
+        stored = f" stored as axes {', '.join(map(str, self.order))}" if self.order else ""
+        return f"{self.dtype}[{shape_text(self.shape)}]{stored}"
 
 
 @dataclass(frozen=True, slots=True)
