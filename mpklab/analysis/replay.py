@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_INSTANCES = 200_000  # tasks × iterations that one replay walks through
 ALONE = 1.5  # how much faster a worker loads whose neighbours are idle (one H200)
 MIN_WAITS, MAX_WAITS = 5, 20_000  # fewer say nothing of hand-offs; more are thinned out
+HANDED_OVER = 0.8  # an event that happened so many hand-offs ago is seen at the first look
 MIN_POPS, MANY_POPS = 5, 16  # fewer say nothing of a pool; so many of one push, how pops hold each other up
 
 
@@ -243,8 +244,8 @@ def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def _looks(profile: Profile, seen: Observed, stated: float) -> tuple[float, float]:
     """How long one look at an event takes, and a hand-off; `stated` where no wait tells.
 
-    A task's first wait ends with the first look that ends some time after the event: of all pairs of that time and of
-    the look the one under which the recorded waits are as long as they should be, on average, and differ least from it.
+    A look is what a task's first wait takes whose event happened long ago. Other first waits end with the first look
+    that ends some time after the event: the time under which they are as long as they were, on average.
     """
     w = waits(profile)
     w = w[(w["rank"] == seen.rank) & (w["done_ns"] != NEVER) & ~w.duplicated(["iteration", "task"])]
@@ -258,21 +259,19 @@ def _looks(profile: Profile, seen: Observed, stated: float) -> tuple[float, floa
     keep = dur <= np.quantile(dur + np.minimum(behind, 0), 0.999) - np.minimum(behind, 0)
     behind, dur = behind[keep], dur[keep]
 
-    def after(visible: float, look: float) -> np.ndarray:
+    past = behind > HANDED_OVER * max(1.0, float(late.mean()))
+    look = float(np.median(dur[past])) if past.sum() >= MIN_WAITS else 0.0
+
+    def after(visible: float) -> np.ndarray:
         rest = np.maximum(visible - behind, 0.0)
         return look * np.maximum(1.0, np.ceil(rest / look)) if look else rest
 
-    best, found = np.inf, (0.0, stated)
-    tried = np.geomspace(max(1.0, np.quantile(dur, 0.01)), max(2.0, np.quantile(dur, 0.5)), 24)
-    for look in np.r_[0.0, tried]:
-        low, high = 0.0, max(1.0, float(np.quantile(behind + dur, 0.99)))
-        for _ in range(20):
-            visible = (low + high) / 2
-            low, high = (visible, high) if after(visible, look).mean() < dur.mean() else (low, visible)
-        off = float(np.abs(after(high, look) - dur).mean())
-        if off < best:
-            best, found = off, (float(look), round(float(high + look / 2), 3))
-    return found
+    fresh = ~past
+    low, high = 0.0, max(1.0, float(np.quantile((behind + dur)[fresh], 0.99)))
+    for _ in range(24):
+        visible = (low + high) / 2
+        low, high = (visible, high) if after(visible)[fresh].mean() < dur[fresh].mean() else (low, visible)
+    return look, round(float(high + look / 2), 3)
 
 
 def _pools(profile: Profile, seen: Observed) -> dict[str, float]:
@@ -300,7 +299,7 @@ def _pools(profile: Profile, seen: Observed) -> dict[str, float]:
     sent = ready > 0
     if not sent.any():
         return {}
-    each, fixed = _slope(ready[sent], (end - begin)[sent])
+    each, fixed = _slope(ready[sent], end[sent] - begin[sent])
     out = {"handout_ns": fixed, "push_ns": each}
     # A pop is followed by the first record of the task that it gave.
     top = _top(profile, seen)

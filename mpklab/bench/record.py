@@ -13,6 +13,7 @@ import torch
 import mpklab as mk
 from mpklab import stamp
 from mpklab.bench.decode import reset, start
+from mpklab.frames import health
 from mpklab.timing import median_ratio
 
 
@@ -34,16 +35,20 @@ def main(args: argparse.Namespace) -> int:
     session = start(kernel, 1, args.context, args.steps)
     operands = next(o for o in kernel.graph.operators if o.op == "advance").operands
     logits: dict[int, torch.Tensor] = {}
+    counts: dict[int, tuple[float, float]] = {0: (0.0, 0.0)}
     samples: list[dict[str, Any]] = []
     rng = np.random.default_rng(0)
     for r in range(-2, args.rounds):
         for level in map(int, rng.permutation(4)):
             reset(session, operands, args.context - args.steps)
-            seconds = session.launch(args.steps, profile=level).seconds
+            outcome = session.launch(args.steps, profile=level)
+            seconds = outcome.seconds
             if r >= 0:
                 samples.append({"level": level, "round": r, "ms": seconds * 1e3 / args.steps})
             else:
                 logits[level] = session.tensors["logits"].clone()
+                if outcome.profile is not None:
+                    counts[level] = estimate(outcome.profile, args.steps)
     made = stamp.collect(device=kernel.device_facts(), model=args.model)
     if args.json:
         Path(args.json).write_text(json.dumps({"stamp": made, "samples": samples}, indent=1))
@@ -51,9 +56,21 @@ def main(args: argparse.Namespace) -> int:
     print(f"{args.model} on {machine.name}, {args.rounds} rounds of {args.steps} steps")
     for level, values in ms.items():
         middle, low, high = median_ratio(values, ms[0])
+        records, ns = counts[level]
+        estimated = ns / (float(np.median(ms[0])) * 1e6)
+        each = (np.median(values) - np.median(ms[0])) * 1e6 / records if records else 0.0
         same = torch.equal(logits[level].view(torch.int32), logits[0].view(torch.int32))
         print(
             f"  level {level}: {np.median(values):8.4f} ms a step, {middle - 1:+7.2%} "
-            f"[{low - 1:+.2%}, {high - 1:+.2%}]  outputs {'identical' if same else 'DIFFER'}"
+            f"[{low - 1:+.2%}, {high - 1:+.2%}]  "
+            f"estimated {estimated:+.2%} from {records:.0f} records a worker (took {each:.0f} ns each)  outputs {'identical' if same else 'DIFFER'}"
         )
     return 0
+
+
+def estimate(profile: mk.Profile, steps: int) -> tuple[float, float]:
+    """Records that a worker's consumers write in a step, and the ns that these cost it, as the profile states."""
+    lanes = health(profile)
+    own = lanes[lanes["role"] == "compute"]
+    records = float(own["kept"].sum()) / max(1, len(own)) / steps
+    return records, records * float(profile.meta.get("record_ns", 0.0))
