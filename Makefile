@@ -61,11 +61,8 @@ lab: setup ## open JupyterLab on the notebooks
 pages: setup ## execute the notebooks and write them as HTML into build/pages (ARGS='00_tour' picks some)
 	@$(BIN)/python tools/make_pages.py $(ARGS)
 
-pictures: setup ## make pictures/ for the README anew, from the recordings in profiles/
+pictures: setup ## make the README's pictures anew, from the recordings in profiles/ (needs Chromium)
 	@$(BIN)/python tools/make_pictures.py
-
-pictures: setup ## make the pictures of the README again (needs Chromium)
-	@$(BIN)/python tools/make_pictures.py $(ARGS)
 
 doctor: setup ## say what is there, what is missing, and what would bring it
 	@$(BIN)/python -m mpklab doctor $(ARGS)
