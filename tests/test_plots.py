@@ -108,3 +108,32 @@ def test_empty_frames_draw_empty_figures() -> None:
         (plots.roofline, analysis.roofline(empty)), (plots.compare, analysis.diff(empty, empty)),
     ):  # fmt: skip
         assert make_figure(frame.head(0)).layout.title.text
+
+
+# How red, green and blue light reach eyes without one kind of cone: Machado, Oliveira and Fernandes 2009, severity 1.
+VISION = {
+    "all cones": np.eye(3),
+    "no long": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no middle": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "no short": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+
+
+def lightness_and_hue(colours: list[str], vision: object) -> np.ndarray:
+    """CIELAB coordinates of sRGB colours as such eyes see them."""
+    part = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in colours])
+    light = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(light @ np.array(vision).T, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = (
+        np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116) for t in (seen @ to_xyz.T / [0.9505, 1, 1.089]).T
+    )
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize(("theme", "ground"), [("light", "#ffffff"), ("dark", "#15171b")])
+def test_kinds_of_operators_can_be_told_apart_by_everyone(theme: str, ground: str, vision: str) -> None:
+    at = lightness_and_hue([*plots.PALETTE[theme], ground], VISION[vision])
+    apart = np.linalg.norm(at[:, None] - at[None], axis=2)[np.triu_indices(len(at), 1)]
+    assert apart.min() >= 15, apart.min()
