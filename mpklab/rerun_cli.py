@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from mpklab import analysis
+from mpklab.bench._common import Interval
 from mpklab.console import print_table
 from mpklab.profile import Profile, open_profile
-from mpklab.timing import RESAMPLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +43,7 @@ def main(args: argparse.Namespace) -> int:
         }
         print(json.dumps({"iteration_ms": times, "stamp": fields}, indent=1, default=str))
         return 0
-    rows = [
-        (name, f"{t['median']:.4g} ms", f"{t['low']:.4g} to {t['high']:.4g} ms", t["n"], f"{t['makespan']:.4g} ms")
-        for name, t in times.items()
-    ]
+    rows = [(name, f"{t['median']:.4g} ms", _range(t), t["n"], f"{t['makespan']:.4g} ms") for name, t in times.items()]
     print_table(("", "an iteration, median", "95 % interval", "iterations", "makespan"), rows)
     print(f"\n{_verdict(before, after, times)}")
     differ = stamp[stamp["differs"]]
@@ -65,23 +62,14 @@ def interval(profile: Profile) -> dict[str, Any]:
     """Median time of an iteration in ms with its bootstrapped 95 % interval; the first of four or more is left out."""
     took = analysis.iterations(profile).groupby("iteration")["dur_ns"].max().to_numpy(float) / 1e6
     steady = took[1:] if len(took) >= 4 else took
-    low, high = _bootstrapped(steady)
+    known = Interval.of(steady.tolist()) if len(steady) >= 3 else None
     return {
         "median": float(np.median(steady)) if len(steady) else float("nan"),
-        "low": low,
-        "high": high,
+        "low": known.low if known else None,
+        "high": known.high if known else None,
         "n": len(steady),
         "makespan": float(analysis.bounds(profile).query("bound == 'measured'")["ns"].iloc[0]) / 1e6,
     }
-
-
-def _bootstrapped(values: np.ndarray) -> tuple[float, float]:
-    """Bounds of the percentile-bootstrap 95 % interval of the median; NaN for fewer than three values."""
-    if len(values) < 3:
-        return float("nan"), float("nan")
-    picks = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(np.median(values[picks], axis=1), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _verdict(before: Profile, after: Profile, times: dict[str, dict[str, Any]]) -> str:
@@ -93,6 +81,10 @@ def _verdict(before: Profile, after: Profile, times: dict[str, dict[str, Any]]) 
     change = f"mean change {_ms(whole['delta_ns'])} [{_ms(whole['low_ns'])}, {_ms(whole['high_ns'])}]"
     known = "a difference" if whole["sure"] else "no difference that the iterations could tell from chance"
     return f"now {ratio:.3f} × as long; {change}: {known}"
+
+
+def _range(t: dict[str, Any]) -> str:
+    return "too few to say" if t["low"] is None else f"{t['low']:.4g} to {t['high']:.4g} ms"
 
 
 def _ms(ns: float) -> str:

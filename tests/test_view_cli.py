@@ -49,6 +49,12 @@ def test_a_recording_becomes_a_page_that_opens(file: Path, opened: list[str], tm
     assert len(opened) == 1 and (tmp_path / "other.html").stat().st_size > 20_000
 
 
+def test_two_recordings_make_one_page(file: Path, opened: list[str], tmp_path: Path) -> None:
+    assert cli.main(["view", "--diff", str(file), str(file), "--no-open"]) == 0
+    page = (tmp_path / "small-small.html").read_text()
+    assert "<title>small and small</title>" in page and "other: " in page and not opened
+
+
 def test_where_there_is_no_browser_it_says_so(file: Path, opened: list[str], monkeypatch, capsys) -> None:
     monkeypatch.setattr(view_cli.webbrowser, "open", lambda _: False)
     assert cli.main(["view", str(file)]) == 0
