@@ -38,10 +38,21 @@ export function mountGraph(el, meta, columns, host = {}) {
   }
   const inside = make("pre", { class: "mpk-scroll", tabindex: 0, "aria-label": "Block graph and thread graph" });
   const panel = make("details", { hidden: !meta.boxes.some((b) => b.inside) }, make("summary", {}, "Inside the operator"), inside);
-  el.append(bar, box, legend, live, panel);
+  const rows = meta.boxes.map((b, k) => {
+    const cells = [b.name, meta.kinds[b.kind].name, b.detail, b.ops.length, b.cost ? amount(b.cost) : ""];
+    const tr = make("tr", { tabindex: 0 }, ...cells.map((cell, c) => make("td", { class: c < 3 ? "mpk-text" : "" }, typeof cell === "string" ? clip(cell, 80) : String(cell))));
+    tr.addEventListener("click", () => choose(k, false));
+    tr.addEventListener("keydown", (event) => { if (event.key === "Enter") choose(k, false); });
+    return tr;
+  });
+  const table = make("details", { hidden: !rows.length }, make("summary", {}, `Table of the operators (${rows.length})`), make("div", { class: "mpk-scroll" }, make("table", {},
+    make("thead", {}, make("tr", {}, ...["operator", "kind", "writes", "layers", meta.cost_name].map((name, c) => make("th", { scope: "col", class: c < 3 ? "mpk-text" : "" }, name)))),
+    make("tbody", {}, ...rows))));
+  el.append(bar, box, legend, live, panel, table);
   box.style.height = (meta.box_height || Math.round(Math.min(560, Math.max(240, meta.height)))) + "px";
   const redraw = keepDrawn(box, draw, signal);
 
+  function amount(cost) { return meta.cost_name.endsWith("ns") ? formatNs(cost) : formatCount(cost); }
   const tip0 = shape("marker", { id: "mpk-tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" });
   const tipPath = shape("path", { d: "M0,0L8,4L0,8Z" });
   tip0.append(tipPath);
@@ -101,6 +112,7 @@ export function mountGraph(el, meta, columns, host = {}) {
       rect.setAttribute("fill", warm(b.shade));
       rect.setAttribute("stroke", css(on || k === cursor ? theme.accent : theme.line));
       rect.setAttribute("stroke-width", on ? 4 : k === cursor ? 3 : 1);
+      rows[k].setAttribute("aria-selected", String(on));
       stripe.setAttribute("fill", css(palette[meta.kinds[b.kind].colour % palette.length]));
     });
     if (!fitted) fit();
@@ -143,7 +155,7 @@ export function mountGraph(el, meta, columns, host = {}) {
   }
   function linesFor(k) {
     const b = meta.boxes[k], into = meta.lines.filter((line) => line.head === k), from = meta.lines.filter((line) => line.tail === k);
-    const cost = meta.cost_name.endsWith("ns") ? formatNs(b.cost) : `${formatCount(b.cost)} ${meta.cost_name}`;
+    const cost = amount(b.cost) + (meta.cost_name.endsWith("ns") ? "" : ` ${meta.cost_name}`);
     const out = [clip(b.name, 120), meta.kinds[b.kind].name + (b.detail ? ` · writes ${b.detail}` : ""), b.cost ? cost : "", b.ops.length > 1 ? `in ${b.ops.length} layers` : ""];
     for (const line of into.slice(0, 4)) out.push(`reads ${clip(line.tensor, 60)} ${line.detail}${line.later ? ` (${line.later})` : ""}`);
     if (from.length) out.push(`read by ${from.slice(0, 4).map((line) => clip(meta.boxes[line.head].name, 30)).join(", ")}`);
