@@ -14,6 +14,7 @@ from mpklab.run import Kernel, build
 from mpklab.schedule import assign
 from mpklab.tasks import lower
 
+FALSE_ALARM = 1e-6  # how often a distribution test fails a correct program, over seeds
 Rule = tuple[float, float, float, float, float]
 PLAIN: Rule = (1.0, 0, 1.0, 0.0, 1.0)
 # temperature, top_k, top_p, min_p, repetition_penalty
@@ -131,3 +132,39 @@ def p_value(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
     statistic = ((seen - wanted).square() / wanted).sum()
     freedom = torch.tensor((len(seen) - 1) / 2, dtype=torch.float64)
     return float(torch.special.gammaincc(freedom, statistic / 2))
+
+
+def held_to_transformers(kernel: Kernel, rows: int, vocab: int, seed: int) -> None:
+    """Of every row exactly those survive that transformers leaves, and the token is one of them.
+
+    Only where transformers' own float32 sums decide (they are off by up to 1e-5 in a large vocabulary) may its filters
+    in float32 say something else, and then only about tokens whose cumulative probability is that near to top_p.
+    """
+    logits = some_logits(rows, vocab, seed)
+    g = torch.Generator().manual_seed(seed)
+    seen = [torch.randint(0, vocab, (60,), generator=g).tolist() for _ in range(rows)]
+    rules = [RULES[i % len(RULES)] for i in range(rows)]
+    tokens, cuts = drawn(kernel, logits, rules, seed, seen=seen)
+    for row in range(rows):
+        z = score(logits[row], rules[row], seen[row])
+        kept = z >= cuts[row]
+        assert kept.equal(survivors(logits[row], rules[row], seen[row])), (row, rules[row])
+        assert kept[tokens[row]]
+        single = survivors(logits[row], rules[row], seen[row], exact=False)
+        odd = z[kept != single].double()
+        if len(odd):
+            assert rules[row][2] < 1
+            weight = torch.exp(z.double())
+            top_k = int(rules[row][1]) or vocab
+            total = weight.sort(descending=True).values[:top_k].sum()
+            above = torch.stack([weight[z > x].sum() / total for x in odd])
+            assert (above - rules[row][2]).abs().max() < 1e-5
+
+
+def many(kernel: Kernel, logits: torch.Tensor, rule: Rule, launches: int, seed: int = 1) -> torch.Tensor:
+    """Tokens [launches, rows]: rows are requests, launches positions."""
+    rows = 256
+    given, requests = logits.expand(rows, -1).contiguous(), torch.arange(rows)
+    return torch.stack(
+        [drawn(kernel, given, [rule] * rows, seed, position=p, request=requests)[0] for p in range(launches)]
+    )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from draws import PLAIN, RULES
+from draws import FALSE_ALARM, PLAIN, RULES, held_to_transformers, many
 from host_kit import compile_source
 from test_run import counted_compilers, schedule_of
 
@@ -29,7 +29,6 @@ from mpklab.run import Kernel, Sampling, build
 from mpklab.schedule import assign
 from mpklab.tasks import lower
 
-FALSE_ALARM = 1e-6
 PROMPT = [5, 6, 7]
 WARM: dict[str, Any] = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2, "seed": 3}
 
@@ -106,33 +105,6 @@ def test_logarithms_and_weights(numbers: Any) -> None:
 # --- who survives ---
 
 
-def held_to_transformers(kernel: Kernel, rows: int, vocab: int, seed: int) -> None:
-    """Of every row exactly those survive that transformers leaves, and the token is one of them.
-
-    Only where transformers' own float32 sums decide (they are off by up to 1e-5 in a large vocabulary) may its filters
-    in float32 say something else, and then only about tokens whose cumulative probability is that near to top_p.
-    """
-    logits = draws.some_logits(rows, vocab, seed)
-    g = torch.Generator().manual_seed(seed)
-    seen = [torch.randint(0, vocab, (60,), generator=g).tolist() for _ in range(rows)]
-    rules = [RULES[i % len(RULES)] for i in range(rows)]
-    tokens, cuts = draws.drawn(kernel, logits, rules, seed, seen=seen)
-    for row in range(rows):
-        z = draws.score(logits[row], rules[row], seen[row])
-        kept = z >= cuts[row]
-        assert kept.equal(draws.survivors(logits[row], rules[row], seen[row])), (row, rules[row])
-        assert kept[tokens[row]]
-        single = draws.survivors(logits[row], rules[row], seen[row], exact=False)
-        odd = z[kept != single].double()
-        if len(odd):
-            assert rules[row][2] < 1
-            weight = torch.exp(z.double())
-            top_k = int(rules[row][1]) or vocab
-            total = weight.sort(descending=True).values[:top_k].sum()
-            above = torch.stack([weight[z > x].sum() / total for x in odd])
-            assert (above - rules[row][2]).abs().max() < 1e-5
-
-
 @pytest.mark.parametrize("vocab", [300, 49152, 151936])
 def test_survivors_are_those_of_transformers(vocab: int) -> None:
     pytest.importorskip("transformers")
@@ -173,15 +145,6 @@ def test_what_is_no_finite_number() -> None:
 
 
 # --- how often each ---
-
-
-def many(kernel: Kernel, logits: torch.Tensor, rule: draws.Rule, launches: int, seed: int = 1) -> torch.Tensor:
-    """Tokens [launches, rows]: rows are requests, launches positions."""
-    rows = 256
-    given, requests = logits.expand(rows, -1).contiguous(), torch.arange(rows)
-    return torch.stack(
-        [draws.drawn(kernel, given, [rule] * rows, seed, position=p, request=requests)[0] for p in range(launches)]
-    )
 
 
 @pytest.mark.parametrize("rule", [PLAIN, (0.6, 0, 1.0, 0.0, 1.0), *RULES[:5]], ids=str)

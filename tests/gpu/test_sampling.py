@@ -8,7 +8,7 @@ from typing import Any
 import draws
 import pytest
 import torch
-from test_sample import FALSE_ALARM, held_to_transformers, many
+from draws import FALSE_ALARM, held_to_transformers, many
 
 import mpklab as mk
 
