@@ -26,6 +26,8 @@ using All =
              AttentionMerge<T, 4, 8, 3, TP, Rows, Dim>,
              Attention<T, 4, 2, 8, 64, 1, 0, 32, 48, 64, 64, 64, 0, eps, T, Rows, Dim>,
              Attention<T, 4, 2, 8, 64, 3, 0, 32, 48, 64, 64, 64, 1, eps, TP, Rows, Dim>,
+             Attention<T, 6, 2, 64, 90, 2, 0, 192, 256, 640, 640, 640, 1, eps, TP, Rows, Dim, 320, true>,
+             SiluMul<T, 24, 0, 6, 48, 48, Rows, Dim, 4>, Advance<1, 64, Rows, Dim, long long>,
              Linear<T, T, 64, 40, Rows, Dim, 1, eps, Epilogue::none, 1, 0, 1, T, 0>,
              Linear<T, T, 24, 40, Rows, Dim, 1, eps, Epilogue::silu_mul, 0, 0, 1, T, 0>,
              Linear<T, T, 40, 32, Rows, Dim, 0, eps, Epilogue::residual, 0, 3, 8, TP, 0>,
