@@ -114,7 +114,8 @@ def build(
 class Kernel(Presented):
     """One persistent kernel. Its values are read-only; `last_profile` keeps what the latest recorded run left.
 
-    `prefetch` off: nothing is loaded before a task's events have happened. `delay` is a test hook, compiled in.
+    `prefetch` off: nothing is loaded before a task's events have happened. `launch` is as `build` was told. `delay` is a
+    test hook, compiled in.
     """
 
     schedule: Schedule
