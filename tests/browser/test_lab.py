@@ -174,3 +174,27 @@ def test_a_saved_notebook_shows_itself_again(lab: Lab, page: Any) -> None:
     picture = page.wait_for_selector(".jp-OutputArea-output img", timeout=60_000)
     assert picture is not None and picture.evaluate("(img) => img.complete && img.naturalWidth") == 900
     assert "in a notebook" in page.locator(".jp-OutputArea-output").first.inner_text()
+
+
+def test_what_is_going_on_is_seen_while_the_cell_still_runs(lab: Lab, page: Any) -> None:
+    code = """
+import time
+from IPython.display import display
+from synthetic import make_tasks
+from mpklab.widgets.task_dag import task_dag
+dag = task_dag(make_tasks(2, 8))
+display(dag)
+dag.stage("tasks", 0.25)
+for k in range(1, 400):
+    dag.running(k, 400)
+    time.sleep(0.02)
+print("the cell has ended")
+"""
+    run_all(page, lab.notebook("going.ipynb", code))
+    state = page.locator(".mpk-state").first
+    seen = set()
+    for _ in range(6):
+        seen.add(state.inner_text())
+        page.wait_for_timeout(250)
+    assert page.locator("text=/^the cell has ended/").count() == 0, "the cell was too short to tell"
+    assert len(seen) >= 3 and all("✓ tasks 0.25 s" in text and "of 400" in text for text in seen), seen
