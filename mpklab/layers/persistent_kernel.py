@@ -1,8 +1,8 @@
 """`PersistentKernel`: Mirage's class with Mirage's methods; each layer is handed on as operators of a graph.
 
-The names, arguments and meanings are those of the Mirage project's `persistent_kernel.py` and of the demos published with
-it (`demo/llama3`, `demo/qwen3`). What a layer's tiles are follows `grid_dim` where one is given, and the machine where it is left out.
-`block_dim` is taken and not used: a block's shape is the plan's.
+The names, arguments and meanings are those of the Mirage project's `persistent_kernel.py` and of the demo published with it
+(`demo/qwen3/demo.py`). What a layer's tiles are follows `grid_dim` where one is given, and the machine where it is left
+out. `block_dim` is taken and not used: a block's shape is the plan's.
 """
 
 from __future__ import annotations
