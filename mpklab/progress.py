@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +17,7 @@ from mpklab import env
 
 Report = Callable[[str, float, str], None]
 REDRAWS_PER_S = 5.0  # what moves is drawn at most so often, whatever happens in between
+_SHOWN: ContextVar[bool] = ContextVar("mpklab_progress", default=False)  # a job around this one shows itself already
 MARKS = {"working": "…", "done": "✓", "failed": "✗"}
 
 
@@ -45,7 +46,8 @@ class Progress:
 
     `report(stage, seconds, text)`, where given, is told of each finished stage and nothing is shown. Otherwise one table
     under a display id in a notebook, rich's live table on a terminal, and a line per finished stage on standard error
-    elsewhere; nothing at all with MPKLAB_PROGRESS=0 or `quiet`. A job shorter than `after_s` shows nothing either.
+    elsewhere; nothing at all with MPKLAB_PROGRESS=0 or `quiet`, and nothing inside another job. A job shorter than
+    `after_s` shows nothing either.
     """
 
     def __init__(self, report: Report | None = None, *, quiet: bool = False, after_s: float = 0.0):
@@ -55,19 +57,21 @@ class Progress:
         self._sink: Any = None
         if report is not None:
             self._sink = _Reported(report)
-        elif not quiet and env.show_progress():
+        elif not quiet and not _SHOWN.get() and env.show_progress():
             self._sink = _best_sink()
         self._ended = threading.Event()
         self._drawing = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Progress:
+        self._token = _SHOWN.set(True)
         if self._sink is not None and self._sink.moves:
             self._thread = threading.Thread(target=copy_context().run, args=(self._tick,), daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        _SHOWN.reset(self._token)
         self._ended.set()
         if self._thread is not None:
             self._thread.join()

@@ -123,3 +123,17 @@ def test_compile_says_what_came_from_the_cache(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == ["tasks", "schedule", "verify", "build"] * 2
     assert "from the cache" in lines[-1]
+
+
+def test_a_build_shows_itself_alone_and_nothing_inside_another_job(capsys, monkeypatch):
+    monkeypatch.setattr("mpklab.run.kernel.SHORT_RUN_S", 0.0)
+    builder = mk.GraphBuilder("alone")
+    x = builder.input("x", (1, 64))
+    builder.add("y", a=x, b=x, role="output")
+    schedule = mk.assign(mk.lower(builder.build(), mk.Machine.cpu(1)))
+    mk.build(schedule)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.split()[0] == "build" and "workers (" in line
+    with Progress(report=lambda *_: None):
+        mk.build(schedule)
+    assert capsys.readouterr().err == ""

@@ -106,7 +106,9 @@ def build(
     if model is not None and model.weights is not None and schedule.tasks.machine.backend == "cuda":
         values = model.weights.to("cuda")
     kernel = Kernel(verify(schedule), compiler=compiler, model=model, weights=values, launch=launch)
-    kernel.library(0)
+    with Progress(after_s=SHORT_RUN_S) as shown, shown.stage("build") as now:
+        kernel.library(0)
+        now.say(kernel)
     return kernel
 
 
