@@ -69,7 +69,10 @@ def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, worker
         **{name: getattr(m.work, name)[..., source] for name in ("fetch", "gather", "signal")},
         **{name: np.zeros(len(made)) for name in ("overhead", "compute", "ahead", "behind")},
     )
-    return replace(m, program=Program.of_schedule(schedule), work=work, streams=None)
+    # A tile that takes longer for its size does so quietly too.
+    grown = execute.mean(0) / np.maximum(took.mean(0), 1.0)
+    quiet = {name: values[source] * (grown if name == "execute" else 1.0) for name, values in m.quiet.items()}
+    return replace(m, program=Program.of_schedule(schedule), work=work, quiet=quiet, streams=None)
 
 
 def _fixed(m: Measured) -> np.ndarray:

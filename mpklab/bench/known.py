@@ -141,8 +141,9 @@ def symptoms(profile: Profile, operator: str, task: int) -> dict[str, list[float
         runs = here & (path["op"] == operator) & (path["segment"] == "execute")
         out["path runs"].append(float(path.loc[runs, "dur_ns"].sum()))
         out["path waits"].append(float(path.loc[here & theirs & (path["segment"] == "latency"), "dur_ns"].sum()))
-        late = w[(w["iteration"] == it) & w["waited"] & mine[w["producer"]]]
-        out["handoff"].append(float(late["latency_ns"].median()))
+        # Also of who began to wait when it ran no more and had not signalled.
+        late = w[(w["iteration"] == it) & mine[w["producer"]]]
+        out["handoff"].append(float((late["end_ns"] - late["happened_ns"]).median()))
     return out
 
 

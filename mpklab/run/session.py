@@ -33,7 +33,7 @@ TORCH_DTYPES = {
 }
 DEFAULT_WAIT_LIMIT_S = {"cpu": 20.0, "cuda": 5.0}
 MAX_LANE_BYTES = 512 << 20  # all lanes of a launch; what does not fit is counted as dropped
-RECORD_CYCLES = 12  # what one record costs a thread of a GPU: the clock read and a streaming store
+RECORD_CYCLES = 40  # what one record costs a thread of a GPU, anchors included (bench record on one H200)
 RECORDS_PER_TASK = 10  # begin, end, every phase between and an anchor, with room for a few waits
 
 
