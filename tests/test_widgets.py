@@ -593,6 +593,7 @@ def test_two_recordings_share_a_studio() -> None:
     a, b = small_run(), small_run(latency=300)
     view = Studio(a, other=b)
     assert view.timeline.lanes.meta["groups"] == ["this", "other"] and view.timeline.lanes.meta["color"] == "difference"
+    assert [mode["name"] for mode in view.timeline.lanes.meta["modes"]] == ["class", "waits for", "difference"]
     assert view.dag.table.values["times_other"].tolist() == [1.0] * 4
     assert [note.split(":")[0] for note in view.notes] == ["this", "other"]
 

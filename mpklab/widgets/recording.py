@@ -31,21 +31,20 @@ def profile_timeline(profile: Any, other: Any = None, **options: Any) -> Timelin
 
     Options as for `timeline`; what is given wins over what the recording says.
     """
-    spans = spans_of(profile)
+    from pandas.api.types import union_categoricals
+
+    runs = [profile] if other is None else [profile, other]
+    spans = [spans_of(run) for run in runs]
+    idle, cause = zip(*(idle_classes(run, frame) for run, frame in zip(runs, spans, strict=True)), strict=True)
     known: dict[str, Any] = {
-        "error_ns": residual(profile),
+        "error_ns": max(residual(run) for run in runs),
         "place": "SM" if on_gpu(profile) else "CPU",
-        "notes": notes_of(profile),
+        "notes": notes_of(profile, other),
         "bounds": bounds_of(profile),
+        "classes": {"class": union_categoricals(list(idle)), "waits for": union_categoricals(list(cause))},
+        "ready_ns": np.concatenate([ready_times(run, frame) for run, frame in zip(runs, spans, strict=True)]),
     }
-    if other is None:
-        idle, cause = idle_classes(profile, spans)
-        known |= {"classes": {"class": idle, "waits for": cause}, "ready_ns": ready_times(profile, spans)}
-        return timeline(spans, **{**known, **options})
-    seconds = spans_of(other)
-    known["notes"] = notes_of(profile, other)
-    known["ready_ns"] = np.r_[ready_times(profile, spans), ready_times(other, seconds)]
-    return timeline(spans, seconds, **{**known, **options})
+    return timeline(*spans, **{**known, **options})
 
 
 def profile_dag(profile: Any, **options: Any) -> TaskDag:
