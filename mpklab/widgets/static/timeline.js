@@ -508,7 +508,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
         context.fillText(clip(groups[band.group], 80), 6, y - 8);
         context.textAlign = "right";
       }
-      const middle = Math.max(y + Math.min(bandHeight / 2, 20), plot.y + 6);
+      const middle = Math.max(y + Math.max(6.5, Math.min(bandHeight / 2, 20)), plot.y + 6);
       if (b % every || middle < free) continue;
       free = middle + 12;
       context.fillStyle = css(cursor?.row.lane.band === band || hover?.band === band ? theme.fg : theme.muted);
