@@ -153,11 +153,11 @@ class _Terminal:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, show_header=False, padding=(0, 1))
-        table.add_column(justify="right", no_wrap=True)
-        table.add_column(justify="right", no_wrap=True)
-        table.add_column()
-        table.add_column(overflow="ellipsis", no_wrap=True)
+        table = Table(box=None, show_header=False, padding=(0, 1), expand=True)
+        table.add_column(justify="right", no_wrap=True, width=9)
+        table.add_column(justify="right", no_wrap=True, width=9)
+        table.add_column(width=1)
+        table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)  # the only one that gives way to a narrow window
         colour = {"working": "yellow", "done": "green", "failed": "bold red"}
         for s in stages:
             mark = Text(MARKS[s.state], style=colour[s.state])

@@ -1,6 +1,7 @@
 """Stages while they work: a table in a notebook, rich on a terminal, plain lines elsewhere, nothing when asked."""
 
 import io
+import re
 import sys
 import time
 import types
@@ -108,8 +109,14 @@ def test_a_terminal_gets_rich(monkeypatch):
     monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
     three_stages()
     assert "\x1b[" in shown.getvalue() and "graph" in shown.getvalue() and "✗" in shown.getvalue()
+    shown.seek(0), shown.truncate()
+    with Progress() as job, job.stage("schedule") as now:
+        now.say("x" * 200)
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue()).splitlines()[-1]
+    assert re.search(r" schedule +0\.\d\d s +✓ +x{20,}…", last) and len(last.rstrip()) <= 60
     monkeypatch.setattr(progress, "find_spec", lambda name: None)
     assert isinstance(progress._best_sink(), progress._Lines)
 
