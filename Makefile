@@ -30,6 +30,9 @@ test: setup ## run the tests (JOBS=2 at a time; ARGS='-k name' picks some)
 test-gpu: ## run the tests that need an NVIDIA GPU, with the Python at hand and nothing installed
 	@PYTHONPATH=. python3 -m pytest tests/gpu $(ARGS)
 
+fuzz: setup ## feed damaged recordings to every reader (ARGS='--seconds 600 chrome'; guided by coverage where atheris is)
+	@PYTHONPATH=. $(BIN)/python tests/fuzz.py $(ARGS)
+
 lint: setup ## check style: ruff for Python and notebooks, clang-format for C++ and CUDA
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -288,3 +289,14 @@ def test_random_traces_never_do_anything_else_than_say_so(events):
     got = frames.spans(profile)
     assert (got["dur_ns"] >= 0).all()
     analysis.bubbles(profile)
+
+
+def test_a_packed_trace_takes_no_more_room_than_it_needs(tmp_path):
+    file = tmp_path / "trace.json.gz"
+    file.write_bytes(b"\x1f\x8b5,")
+    tracemalloc.start()
+    with pytest.raises(ProfileError, match="not a JSON trace"):
+        from_chrome(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20

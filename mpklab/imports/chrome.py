@@ -22,6 +22,7 @@ from mpklab.profile import Profile
 MAX_ROLES = 8  # lanes of one thread, where its slices overlap without nesting
 MAX_WORKERS = 1 << 14
 MAX_NS = 1 << 53
+PIECE = 1 << 20  # bytes unpacked at a time
 
 
 def from_chrome(source: str | os.PathLike[str] | Mapping[str, Any]) -> Profile:
@@ -72,10 +73,7 @@ def _events(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Any]:
         data = read_file(source)
         try:
             if data[:2] == b"\x1f\x8b":
-                with gzip.open(io.BytesIO(data)) as f:
-                    data = f.read(MAX_FILE + 1)
-                if len(data) > MAX_FILE:
-                    raise ProfileError(f"{source}: unpacks to more than {MAX_FILE >> 20} MiB")
+                data = _unpacked(data, str(source))
             found = json.loads(data)
         except (ValueError, RecursionError, EOFError, OSError, zlib.error) as e:
             raise ProfileError(f"{source}: not a JSON trace: {type(e).__name__}: {e!s:.200}") from e
@@ -83,6 +81,18 @@ def _events(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Any]:
     if not isinstance(events, list):
         raise ProfileError("not Chrome's trace format: expected a list of events, or one under traceEvents")
     return events
+
+
+def _unpacked(data: bytes, name: str) -> bytes:
+    """What gzip packed; piece by piece, because a reader takes room at once for all that it is asked for."""
+    parts, size = [], 0
+    with gzip.open(io.BytesIO(data)) as f:
+        while part := f.read(PIECE):
+            parts.append(part)
+            size += len(part)
+            if size > MAX_FILE:
+                raise ProfileError(f"{name}: unpacks to more than {MAX_FILE >> 20} MiB")
+    return b"".join(parts)
 
 
 def _profile(
