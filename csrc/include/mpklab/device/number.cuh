@@ -66,6 +66,10 @@ MPK_FN float element(const uint4& v, int i) {
   return i % 2 ? high_half(pair) : low_half(pair);
 }
 
+MPK_FN uint4 chosen(bool first, const uint4& a, const uint4& b) {
+  return make_uint4(first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w);
+}
+
 // Adds up what the lanes hold: always the same tree, and the sum reaches every lane.
 template <int Lanes = 32>
 MPK_FN float lane_sum(float x) {
