@@ -276,15 +276,6 @@ MPK_PTX void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsi
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-// Four 8 × 8 blocks of 16-bit elements, transposed; lane i gives the address of row i % 8 of block i / 8.
-MPK_PTX uint4 load_transposed(unsigned address) {
-  uint4 v;
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
 
 // Numbers.
 

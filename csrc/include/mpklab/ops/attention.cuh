@@ -24,11 +24,15 @@ struct Attention {
   static constexpr int page_rows = S::page_bytes / (4 * D) / 32 * 32;
   template <class S>
   static constexpr bool streamed = matrix&& page_rows<S> >= 32;
+  // Where a thread has few registers, two warps share a chunk of rows: one half of the head's columns each. There are
+  // as many pairs, or warps, as have room for their sums.
   template <class S>
-  static constexpr int score_stride = page_rows<S> + 8;  // so that the heads' scores start in different banks
+  static constexpr int sides = S::warps > 8 && D % 128 == 0 ? 2 : 1;
+  template <class S>
+  static constexpr int teams = power_below(smaller(S::warps / sides<S>, larger(1, 16384 / (group * D * 4))));
 
   template <class S>
-  static constexpr int scratch_bytes = streamed<S> ? (8 + 2) * D * 2 + 2 * 8 * score_stride<S> * 4 + 8 * 4
+  static constexpr int scratch_bytes = streamed<S> ? (8 + 2) * D * 2 + teams<S>*(group* D * 4 + 8 * 8)
                                                    : (group + 2) * D * 4 + group * 32 * 4 + group* D * 4;
   template <class S>
   static constexpr bool loads = streamed<S>;
@@ -195,11 +199,14 @@ struct Attention {
       c.template data<TP>(9)[(head * SPLITS + c.task().tile[2]) * D + d] = narrow<TP>(x);
   }
 
-  // Scores as products queries × keysᵀ: a warp takes 8 cache rows at a time. Sums as weights × values: a warp takes 8
-  // columns of the head. Scores cross from one to the other through shared memory, a page at a time.
+  // Each warp takes every so many chunks of 16 cache rows through scores and values on its own, with the largest score
+  // it has met, so that no barrier stands between pages; at the end the warps' sums are joined in their order. Values
+  // are the matrix of 16 rows (columns of the head), heads the 8 columns: what a lane holds of the scores is what it
+  // feeds.
   template <class S>
   struct Streamed {
-    static constexpr int slices = divide_up(D / 8, S::warps);  // of 8 columns, per warp
+    static constexpr int own = divide_up(D / 8, 8 * sides<S>);  // blocks of 8 columns of the head that a lane feeds
+    static constexpr bool paired = own % 2 == 0;
     Span span;
     Rotation rotation_of_mine;
 
@@ -216,141 +223,190 @@ struct Attention {
       if (span.begin < span.end) make_rows(c, span, rotation_of_mine, query, query + 8 * D, query + 9 * D);
     }
 
+    // What a warp knows of its rows. A lane's part is head lane / 4 in the first two, heads 2t and 2t + 1 in the
+    // values: by pair of columns (low, 2t), (low, 2t + 1), (high, 2t), (high, 2t + 1).
+    struct Sums {
+      float most = -infinity(), total = 0.0f;
+      float values[own][4][4] = {};
+    };
+
     MPK_FN void compute(WorkContext<S>& c) {
       if (c.task().tile[0] >= c.rows(Dim, Rows)) return;
-      int g = c.lane() / 4, t = c.lane() % 4;
       const bf16 *query = (const bf16*)c.scratch, *key = query + 8 * D, *value = key + D;
-      float* scores = (float*)(c.scratch + 10 * D * 2);
-      float* newest = scores + 2 * 8 * score_stride<S>;
-      float most = -infinity(), total = 0.0f, sums[slices][4] = {};
-      bool appends = span.end == span.position + 1 && span.begin < span.end;
+      float* joined = (float*)(c.scratch + 10 * D * 2);
+      float2* stats = (float2*)(joined + teams<S> * group * D);
+      bool appends = span.end == span.position + 1 && span.begin < span.end, newest = team(c) == teams<S> - 1;
       int end = min(span.end, span.position);
       c.sync();
-      if (appends && c.warp() == S::warps - 1) {
-        float s[4] = {};
-        multiply_rows(s, query, key, g == 0, g, t);
-        if (t == 0) newest[g] = s[0] * root() * log2e;
-      }
-      // Without a page there is no barrier below that shows the newest score to all.
-      if (appends && span.begin >= end) {
-        c.sync();
-        start_with_newest(c, newest, value, most, total, sums);
-      }
-      int round = 0;
-      for (int r = span.begin; r < end; r += page_rows<S>, round ^= 1) {
-        int rows = min(page_rows<S>, end - r);
-        float* page_scores = scores + round * 8 * score_stride<S>;
+      Sums sums;
+      if (appends && newest) start_with_newest(c, query, key, value, sums);
+      for (int r = span.begin; r < end; r += page_rows<S>) {
+        int rows = min(page_rows<S>, end - r), before = (r - span.begin) / 16;
         const char* page = c.page();
-        for (int first = c.warp() * 8; first < rows; first += S::warps * 8) {
-          float s[4] = {};
-          multiply_rows(s, query, (const bf16*)page + first * D, true, g, t);
-          *(float2*)(page_scores + g * score_stride<S> + first + 2 * t) =
-              make_float2(s[0] * root() * log2e, s[1] * root() * log2e);
-        }
-        c.sync();
-        if (appends && r == span.begin) start_with_newest(c, newest, value, most, total, sums);
-        add_values(page_scores, page + S::page_bytes / 2, rows, c.warp(), g, t, most, total, sums);
+        if (side(c) < sides<S>)
+          for (int i = (team(c) - before) & (teams<S> - 1); i * 16 < rows; i += teams<S>)
+            add_chunk(c, query, (const bf16*)page, (const bf16*)(page + S::page_bytes / 2), i * 16, rows, sums);
         c.release();
       }
-      total = lane_sum<4>(total);
-      if (g >= group) return;
-      float scale = share(span, total);
-#pragma unroll
-      for (int i = 0; i < slices; ++i) {
-        int d = (c.warp() + i * S::warps) * 8 + 2 * t;
-        if (d >= D) continue;
-        write(c, g, d, sums[i][0] * scale);
-        write(c, g, d + 1, sums[i][1] * scale);
-      }
-      if (c.warp() == 0 && t == 0) write_stats(c, span, g, most / log2e, total);
+      int worked = min(teams<S>, divide_up(max(end - span.begin, 0), 16));
+      if (side(c) < sides<S> && (team(c) < worked || (appends && newest))) store(c, sums, joined, stats);
+      c.sync();
+      join(c, joined, stats, worked, appends);
     }
 
    private:
-    // s[head][row] += query · key, of 8 rows from `keys` on; k is permuted alike in both. Lanes with `mine` false feed
-    // 0.
-    static MPK_FN void multiply_rows(float (&s)[4], const bf16* query, const bf16* keys, bool mine, int g, int t) {
-      uint4 q[D / 32], k[D / 32];
-#pragma unroll
-      for (int i = 0; i < D / 32; ++i) {
-        q[i] = k[i] = make_uint4(0, 0, 0, 0);
-        if (g < group) q[i] = ptx::load_shared(query + g * D + i * 32 + t * 8);
-        if (mine) k[i] = ptx::load_shared(keys + g * D + i * 32 + t * 8);
-      }
-      float other[4] = {};
-#pragma unroll
-      for (int i = 0; i < D / 32; ++i) {
-        ptx::multiply(s, q[i].x, 0, q[i].y, 0, k[i].x, k[i].y);
-        ptx::multiply(other, q[i].z, 0, q[i].w, 0, k[i].z, k[i].w);
-      }
-#pragma unroll
-      for (int e = 0; e < 4; ++e) s[e] += other[e];
-    }
+    static MPK_FN int team(const WorkContext<S>& c) { return c.warp() % teams<S>; }
+    static MPK_FN int side(const WorkContext<S>& c) { return c.warp() / teams<S>; }
+    static MPK_FN int column(const WorkContext<S>& c, int o) { return ((side(c) * 8 + c.lane() / 4) * own + o) * 8; }
 
-    MPK_FN void start_with_newest(WorkContext<S>& c, const float* newest, const bf16* value, float& most, float& total,
-                                  float (&sums)[slices][4]) {
+    // Scores of 8 rows from `keys` on. The queries are a matrix of 16 rows: a head's even words of four, and its odd
+    // ones; half of the products are of no use, but no word has to move. Rows are a whole number of bank cycles apart:
+    // those of odd lanes read pairs of 64 bytes in the other order and exchange them afterwards.
+    static MPK_FN void multiply_rows(WorkContext<S>& c, const bf16* query, const bf16* keys, bool mine, float (&s)[2]) {
+      constexpr int together = D % 64 == 0 ? 2 : 1;
       int g = c.lane() / 4, t = c.lane() % 4;
-      if (g >= group) return;
-      most = newest[g];
-      total = t == 0 ? 1.0f : 0.0f;
+      float even[4] = {}, odd[4] = {};
 #pragma unroll
-      for (int i = 0; i < slices; ++i) {
-        int d = (c.warp() + i * S::warps) * 8 + 2 * t;
-        if (d < D) sums[i][0] = widen(value[d]), sums[i][1] = widen(value[d + 1]);
-      }
-    }
-
-    static MPK_FN void add_values(const float* scores, const char* values, int rows, int warp, int g, int t,
-                                  float& most, float& total, float (&sums)[slices][4]) {
-      constexpr int steps = page_rows<S> / 16;
-      float p[steps][4];
-      float now = most;
-      const float* mine = scores + g * score_stride<S>;
+      for (int first = 0; first < D / 32; first += together) {
+        uint4 q[together], k[together];
 #pragma unroll
-      for (int k = 0; k < steps; ++k) {
+        for (int i = 0; i < together; ++i) {
+          int at = first + (together == 2 ? i ^ (g & 1) : 0);
+          q[i] = k[i] = make_uint4(0, 0, 0, 0);
+          if (mine) k[i] = ptx::load_shared(keys + g * D + at * 32 + t * 8);
+          if (g < group) q[i] = ptx::load_shared(query + g * D + at * 32 + t * 8);
+        }
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          int row = k * 16 + h * 8 + 2 * t;
-          p[k][2 * h] = row < rows ? mine[row] : -infinity();
-          p[k][2 * h + 1] = row + 1 < rows ? mine[row + 1] : -infinity();
-          now = fmaxf(now, fmaxf(p[k][2 * h], p[k][2 * h + 1]));
+        for (int i = 0; i < together; ++i) {
+          uint4 a = q[i], b = k[i];
+          if constexpr (together == 2) a = chosen(g & 1, q[i ^ 1], q[i]), b = chosen(g & 1, k[i ^ 1], k[i]);
+          ptx::multiply(even, a.x, a.y, a.z, a.w, b.x, b.z);
+          ptx::multiply(odd, a.x, a.y, a.z, a.w, b.y, b.w);
         }
       }
+      s[0] = (even[0] + odd[2]) * (root() * log2e), s[1] = (even[1] + odd[3]) * (root() * log2e);
+    }
+
+    static MPK_FN void start_with_newest(WorkContext<S>& c, const bf16* query, const bf16* key, const bf16* value,
+                                         Sums& sums) {
+      int g = c.lane() / 4, t = c.lane() % 4;
+      float s[2];
+      multiply_rows(c, query, key, g == 0, s);
+      sums.most = __shfl_sync(0xffffffffu, s[0], g * 4);
+      sums.total = t == 0 ? 1.0f : 0.0f;
+#pragma unroll
+      for (int o = 0; o < own; ++o)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          int d = column(c, o) + 2 * j;
+          if (d >= D) continue;
+          sums.values[o][j][0] = sums.values[o][j][1] = widen(value[d]);
+          sums.values[o][j][2] = sums.values[o][j][3] = widen(value[d + 1]);
+        }
+    }
+
+    // The 16 rows from `first` on, of `rows` in the page.
+    static MPK_FN void add_chunk(WorkContext<S>& c, const bf16* query, const bf16* keys, const bf16* values, int first,
+                                 int rows, Sums& sums) {
+      int t = c.lane() % 4;
+      float p[2][2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) multiply_rows(c, query, keys + (first + i * 8) * D, true, p[i]);
+      // Of each eight rows 2t and 2t + 1. Lanes with odd t read pairs of blocks in the other order, as above.
+      uint4 v[own][4];
+#pragma unroll
+      for (int o = 0; o < own; ++o)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          int d = column(c, paired ? o ^ (t & 1) : o);
+          v[o][i] = make_uint4(0, 0, 0, 0);
+          if (D % 64 == 0 || d < D) v[o][i] = ptx::load_shared(values + (first + i / 2 * 8 + 2 * t + i % 2) * D + d);
+        }
+      if (rows - first < 16) {  // what lies behind the last row may be NaN, which times zero is NaN
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (first + i / 2 * 8 + 2 * t + i % 2 >= rows) {
+            p[i / 2][i % 2] = -infinity();
+#pragma unroll
+            for (int o = 0; o < own; ++o) v[o][i] = make_uint4(0, 0, 0, 0);
+          }
+      }
+      float now = sums.most, shrink, total = 0.0f;
+      u32 weights[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) now = fmaxf(now, fmaxf(p[i][0], p[i][1]));
       now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 1));
       now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 2));
-      float shrink = ptx::exp2(most - now);
-      most = now;
-      total *= shrink;
+      shrink = ptx::exp2(sums.most - now);
 #pragma unroll
-      for (int i = 0; i < slices; ++i) sums[i][0] *= shrink, sums[i][1] *= shrink;
+      for (int i = 0; i < 2; ++i) {
+        p[i][0] = ptx::exp2(p[i][0] - now), p[i][1] = ptx::exp2(p[i][1] - now);
+        total += p[i][0] + p[i][1];
+        weights[i] = ptx::pack_bf16(p[i][0], p[i][1]);
+      }
+      sums.most = now, sums.total = fmaf(sums.total, shrink, total);
+      float shrinks[2] = {__shfl_sync(0xffffffffu, shrink, t * 8), __shfl_sync(0xffffffffu, shrink, t * 8 + 4)};
 #pragma unroll
-      for (int k = 0; k < steps; ++k)
+      for (int o = 0; o < own; ++o) {
+        uint4 x[4];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          p[k][e] = ptx::exp2(p[k][e] - now);
-          total += p[k][e];
+        for (int i = 0; i < 4; ++i) {
+          x[i] = v[o][i];
+          if constexpr (paired) x[i] = chosen(t & 1, v[o ^ 1][i], v[o][i]);
         }
-      int lane = g * 4 + t;
 #pragma unroll
-      for (int i = 0; i < slices; ++i) {
-        int slice = warp + i * S::warps;
-        if (slice * 8 >= D) continue;
-        u32 at = ptx::shared_address(values) + lane * (D * 2) + slice * 16;
+        for (int j = 0; j < 4; ++j) {
+          float(&to)[4] = sums.values[o][j];
 #pragma unroll
-        for (int k = 0; k < steps; k += 2) {
-          if (k * 16 >= rows) break;
-          uint4 v = ptx::load_transposed(at + k * 16 * (D * 2));
-          if ((k + 2) * 16 > rows) {  // what lies behind the last row may be NaN, which times zero is NaN
-            v.x = within(v.x, k * 16 + 2 * t, rows), v.y = within(v.y, k * 16 + 8 + 2 * t, rows);
-            v.z = within(v.z, k * 16 + 16 + 2 * t, rows), v.w = within(v.w, k * 16 + 24 + 2 * t, rows);
-          }
-          ptx::multiply(sums[i], ptx::pack_bf16(p[k][0], p[k][1]), 0, ptx::pack_bf16(p[k][2], p[k][3]), 0, v.x, v.y);
-          ptx::multiply(sums[i], ptx::pack_bf16(p[k + 1][0], p[k + 1][1]), 0, ptx::pack_bf16(p[k + 1][2], p[k + 1][3]),
-                        0, v.z, v.w);
+          for (int e = 0; e < 4; ++e) to[e] *= shrinks[e % 2];
+          u32 low = word(x[0], j), high = word(x[1], j);
+          u32 a = __byte_perm(low, high, 0x5410), b = __byte_perm(low, high, 0x7632);
+          u32 next = word(x[2], j), last = word(x[3], j);
+          ptx::multiply(to, a, b, __byte_perm(next, last, 0x5410), __byte_perm(next, last, 0x7632), weights[0],
+                        weights[1]);
         }
       }
     }
-    static MPK_FN u32 within(u32 pair, int row, int rows) {
-      return row + 1 < rows ? pair : row < rows ? pair & 0xffffu : 0u;
+    static MPK_FN u32 word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+    static MPK_FN void store(WorkContext<S>& c, const Sums& sums, float* joined, float2* stats) {
+      int g = c.lane() / 4, t = c.lane() % 4;
+      float total = lane_sum<4>(sums.total);
+      if (t == 0 && side(c) == 0) stats[team(c) * 8 + g] = make_float2(sums.most, total);
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        if (2 * t + h < group) {
+          float* to = joined + (team(c) * group + 2 * t + h) * D;
+#pragma unroll
+          for (int o = 0; o < own; ++o)
+#pragma unroll
+            for (int j = 0; j < 4; j += 2) {
+              const float(&a)[4] = sums.values[o][j], (&b)[4] = sums.values[o][j + 1];
+              int d = column(c, o) + 2 * j;
+              if (d < D) *(float4*)(to + d) = make_float4(a[h], a[2 + h], b[h], b[2 + h]);
+            }
+        }
+    }
+
+    MPK_FN void join(WorkContext<S>& c, const float* joined, const float2* stats, int worked, bool appends) {
+      for (int at = c.thread() * 2; at < group * D; at += S::threads * 2) {
+        int head = at / D;
+        float most = -infinity(), total = 0.0f, x = 0.0f, y = 0.0f;
+#pragma unroll
+        for (int w = 0; w < teams<S>; ++w)
+          if (w < worked || (appends && w == teams<S> - 1)) most = fmaxf(most, stats[w * 8 + head].x);
+#pragma unroll
+        for (int w = 0; w < teams<S>; ++w)
+          if (w < worked || (appends && w == teams<S> - 1)) {
+            float2 stat = stats[w * 8 + head], sum = *(const float2*)(joined + w * group * D + at);
+            float weight = ptx::exp2(stat.x - most);
+            total = fmaf(stat.y, weight, total), x = fmaf(sum.x, weight, x), y = fmaf(sum.y, weight, y);
+          }
+        float scale = share(span, total);
+        write(c, head, at % D, x * scale);
+        write(c, head, at % D + 1, y * scale);
+        if (at % D == 0) write_stats(c, span, head, most / log2e, total);
+      }
     }
   };
 
