@@ -83,14 +83,17 @@ def _kernel_settings(graph: Graph) -> dict[str, int]:
     """The shape of a CUDA block, as measured on one H200 (profiles/LOG.md).
 
     Sixteen consumer warps leave a thread 96 registers. That is enough for one row of activations, except beside
-    attention over heads of 64, which spills; there, and for several rows, eight are faster.
+    attention over heads of 64, which spills; there, and for several rows, eight are faster. Weights are sent ahead to
+    the L2 for one row only: for several, a page takes pieces of many rows, and the first bytes of a tile are not the
+    first that are wanted.
     """
     attention = next((o for o in graph.operators if o.op == "attention"), None)
-    warps = 8
+    warps, ahead = 8, 65536
     if attention is not None:
         batch, _, _, head_dim = graph.tensors[attention.operands["k_cache"]].type.sizes
         warps = 16 if batch == 1 and head_dim > 64 else 8
-    return {"consumer_warps": warps, "in_flight": 2, "l2_bytes": 65536}
+        ahead = 65536 if batch == 1 else 0
+    return {"consumer_warps": warps, "in_flight": 2, "l2_bytes": ahead}
 
 
 _CUT_BY_ITSELF = {
@@ -110,14 +113,18 @@ def _default_passes(graph: Graph, machine: Machine) -> tuple[str, ...]:
             batch = 1  # of a Dim's batches the smallest is the hardest to share out evenly
         splits = _context_splits(batch * kv, context, machine)
         if splits > 1:
-            names += [f"split_attention:{splits}{'' if machine.backend == 'cpu' else ':16'}", "fuse_merge"]
+            names += [f"split_attention:{splits}{'' if machine.backend == 'cpu' else ':16'}"]
+            # Fused, every worker of the next linear reads all pieces of all rows: more than eight cost a GPU more than
+            # the hand-off does, and so do those of several rows.
+            if machine.backend == "cpu" or (batch == 1 and splits <= 8):
+                names += ["fuse_merge"]
     return tuple(names)
 
 
 def _context_splits(tiles: int, context: int, machine: Machine) -> int:
     """Pieces of the context per head: enough to occupy the workers, few enough that merging stays cheap.
 
-    Every worker of the next linear reads all pieces. On a GPU a piece of less than 64 rows saves nothing, because a
+    Somebody reads all pieces again. On a GPU a piece of less than 64 rows saves nothing, because a
     page of the ring holds that many (measured: 8 pieces of 64 rows beat 4, 9 and 16 at a context of 512).
     """
     if machine.backend == "cpu":
@@ -145,7 +152,8 @@ def _tiling(graph: Graph, operator: Operator, machine: Machine, tiles: Mapping[s
         parts = operator.attrs["parts"]
         return alike if source and len(alike.bounds(_extent(graph, source))) == parts + 1 else Tiling(parts=parts)
     if operator.op == "attention_merge":
-        return Tiling(parts=min(machine.workers, _extent(graph, operator)))
+        batch = graph.tensors[operator.operands["partial"]].type.sizes[0]  # a tile is of one of its rows
+        return Tiling(parts=max(1, min(machine.workers // batch, _extent(graph, operator))))
     if operator.attrs.get("argmax_parts"):
         return Tiling(parts=operator.attrs["argmax_parts"])
     return Tiling(parts=machine.workers, granule=4 if machine.backend == "cpu" else 2)
