@@ -46,6 +46,19 @@ def tuned_cases() -> list[host.Case]:
             linear(g, BF16, 50, 3072, rows=rows, live=live, epilogue="residual"),
             linear(g, BF16, 300, 1024, rows=rows, live=live, norm=True, parts=3, out=F32),
         ]
+    # Activations that stay in registers, ones that pass through them, spans that do not fill up, more than one group.
+    out += [
+        linear(g, BF16, 260, 4096, rows=8, norm=True),
+        linear(g, BF16, 90, 4096, rows=8, norm=True, epilogue="silu_mul", segments=[100, 80]),
+        linear(g, BF16, 40, 4096, rows=16, live=11, norm=True, epilogue="silu_mul"),
+        linear(g, BF16, 210, 8192, rows=4, norm=True),
+        linear(g, BF16, 40, 12288, rows=8, epilogue="residual"),
+        linear(g, BF16, 230, 6144, rows=16, epilogue="residual"),
+        linear(g, BF16, 110, 2560, rows=3, norm=True, bias=True),
+        linear(g, BF16, 70, 9728, rows=5, epilogue="residual"),
+        linear(g, BF16, 50, 576, rows=2, norm=True),
+        linear(g, BF16, 30, 64, rows=16, norm=True, epilogue="silu_mul"),
+    ]
     for rows in (2, 8):
         out.append(linear(g, BF16, 70, 2048, rows=rows, epilogue="residual", splits=8, size=128, partial_dtype=BF16))
     for size in (64, 128):
@@ -57,6 +70,10 @@ def tuned_cases() -> list[host.Case]:
                     )
                 )
     out.append(attention(g, BF16, 4, 1, 128, 320, [200, 1, 64, 65], 8, partial_dtype=BF16, live=3))
+    for size in (32, 96, 256):
+        for splits in (1, 3):
+            out.append(attention(g, BF16, 12, 2, size, 320, [319, 16, 0, 47], splits, partial_dtype=F32))
+    out.append(attention(g, BF16, 3, 3, 128, 900, [899, 600, 127, 128], 2, qk_norm=True, partial_dtype=BF16))
     out.append(attention(g, BF16, 16, 8, 128, 512, [400], qk_norm=True, grouped=True, rows_first=True))
     out.append(attention(g, BF16, 8, 2, 64, 320, [63, 200], 8, partial_dtype=BF16, rows_first=True))
     return out
