@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,16 @@ def test_logarithms_and_weights(numbers: Any) -> None:
     assert (np.diff(octaves) >= 0).all()
     found = mantissas / 2.0**24 * np.exp2(octaves.astype(np.float64))
     assert (np.abs(found / np.exp(z.astype(np.float64)) - 1) <= 3e-7).all()
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_a_team_of_threads_draws_as_one(tmp_path: Path, sanitizer: str) -> None:
+    """What all warps of a block do together, done by threads: equal bits at every stage, and no race."""
+    source = Path(__file__).parent / "cxx" / "sample_team.cpp"
+    flags = ["-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    program = compile_source(source, tmp_path / "team", *flags)
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and done.stdout == "0 faults\n", done.stdout + done.stderr[:4000]
 
 
 # --- who survives ---

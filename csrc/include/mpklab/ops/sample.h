@@ -252,7 +252,7 @@ struct ReduceScratch {
   u64 totals[bins];
   u64 histogram[digits];
   Draw draws[Team::warps];
-  int octaves[Parts];
+  int octaves[Parts], begins[Parts];
   u32 first[Parts + 1];
   float scores[Kept];  // as many of the candidates as there is room for, if there is room for all
   int tokens[Kept];
@@ -278,6 +278,7 @@ struct Reduce {
   int vocabulary;
   int top = 0;
   u32 candidates = 0;
+  bool held = false;  // all of them, in scratch
 
   // The token, and in `cut` the smallest score that survives. Valid in the first thread.
   MPK_FN int draw(float& cut) {
@@ -319,25 +320,27 @@ struct Reduce {
     }
     if (rules.min_p > 0.0f && key_of(least) > key) key = key_of(least);
     Draw best;
-    for (u32 i = u32(team.thread()); i < candidates; i += Team::threads) {
-      int token;
-      float z = candidate(i, token);
-      if (key_of(z) < key) continue;
+    each(0, bin_of(top, octave(of_key(key))), [&](float z, int at) {
+      if (key_of(z) < key) return;
+      int token = held ? scratch.tokens[at] : team.load(tokens + at);
       u32 random[4];
       random_words(rules, u32(token) / 4, random);
       u32 j = u32(token) % 4;
       best.see(plus(z, noise(j == 0 ? random[0] : j == 1 ? random[1] : j == 2 ? random[2] : random[3])), token);
-    }
+    });
     best = team.best(best, scratch.draws);
     cut = of_key(key);
     return best.index;
   }
 
  private:
-  // Bins 0 … bin of the row, as far as this part has any of them.
+  static constexpr int together = 8;  // loads under way at a time
+
+  // Bins 0 … bin of the row, as far as this part has any of them. Always loads, so that loads can follow one another.
   MPK_FN u64 word(int part, int bin) const {
     int own = bin < bins - 1 ? bin - (top - scratch.octaves[part]) : bins - 1;
-    return own < 0 ? 0 : team.load(words + part * bins + own);
+    u64 found = team.load(words + part * bins + (own < 0 ? 0 : own));
+    return own < 0 ? 0 : found;
   }
 
   MPK_FN float add_up() {
@@ -347,6 +350,7 @@ struct Reduce {
     u32 top_key = 0;
     for (int p = team.thread(); p < Parts; p += Team::threads) {
       float value = team.load(values + p);
+      scratch.begins[p] = team.load(begins + p);
       scratch.octaves[p] = octave(value);
       if (key_of(value) > top_key) top_key = key_of(value);
     }
@@ -357,10 +361,11 @@ struct Reduce {
     constexpr int groups = Team::threads / bins > 0 ? Team::threads / bins : 1;
     for (int i = team.thread(); i < bins * groups; i += Team::threads) {
       u64 sum = 0;
-#if MPK_CUDA
-#pragma unroll 8
-#endif
-      for (int p = i / bins; p < Parts; p += groups) sum += word(p, i % bins);
+      for (int p = i / bins; p < Parts; p += together * groups) {
+        u64 few[together];
+        for (int j = 0; j < together; ++j) few[j] = word(p + j * groups < Parts ? p + j * groups : Parts - 1, i % bins);
+        for (int j = 0; j < together; ++j) sum += p + j * groups < Parts ? few[j] : 0;
+      }
       team.add(&scratch.totals[i % bins], sum);
     }
     team.sync();
@@ -404,33 +409,44 @@ struct Reduce {
       }
     }
     team.sync();
-    u32 count = scratch.first[Parts];
-    if (count <= u32(Kept))
-      for (u32 i = u32(team.thread()); i < count; i += Team::threads) {
-        int token;
-        scratch.scores[i] = candidate(i, token);
-        scratch.tokens[i] = token;
+    candidates = scratch.first[Parts];
+    held = candidates <= u32(Kept);
+    if (held)
+      for (u32 i = u32(team.thread()); i < candidates; i += Team::threads) {
+        int low = 0, high = Parts;  // the last part that begins at or before i
+        while (high - low > 1) {
+          int middle = (low + high) / 2;
+          if (scratch.first[middle] <= i)
+            low = middle;
+          else
+            high = middle;
+        }
+        int at = scratch.begins[low] + int(i - scratch.first[low]);
+        scratch.scores[i] = team.load(scores + at);
+        scratch.tokens[i] = team.load(tokens + at);
       }
     team.sync();
-    candidates = count;
   }
 
-  MPK_FN float candidate(u32 i, int& token) const {
-    if (candidates > 0 && candidates <= u32(Kept)) {
-      token = scratch.tokens[i];
-      return scratch.scores[i];
+  // Calls f(score, where it lies) for the candidates of bins first … last, or for all where they are at hand; each
+  // warp takes parts of its own, and loads several scores before it looks at any.
+  template <class F>
+  MPK_FN void each(int first, int last, F&& f) const {
+    if (held) {
+      for (u32 i = u32(team.thread()); i < candidates; i += Team::threads) f(scratch.scores[i], int(i));
+      return;
     }
-    int low = 0, high = Parts;  // the last part that begins at or before i
-    while (high - low > 1) {
-      int middle = (low + high) / 2;
-      if (scratch.first[middle] <= i)
-        low = middle;
-      else
-        high = middle;
+    for (int p = team.warp(); p < Parts; p += Team::warps) {
+      int base = scratch.begins[p], end = base + int(count_of(word(p, last)));
+      int begin = base + (first > 0 ? int(count_of(word(p, first - 1))) : 0);
+      for (int i = begin + team.lane(); i < end; i += together * Team::lanes) {
+        float few[together];
+        for (int j = 0; j < together; ++j)
+          few[j] = team.load(scores + (i + j * Team::lanes < end ? i + j * Team::lanes : i));
+        for (int j = 0; j < together; ++j)
+          if (i + j * Team::lanes < end) f(few[j], i + j * Team::lanes);
+      }
     }
-    int at = team.load(begins + low) + int(i - scratch.first[low]);
-    token = team.load(tokens + at);
-    return team.load(scores + at);
   }
 
   // Of a bin's elements those stay that have less than `limit` above them, `before` in the bins above and the rest in
@@ -446,14 +462,12 @@ struct Reduce {
       int shift = span > 255 ? 24 - leading_zeros(span) : 0;
       for (int i = team.thread(); i < digits; i += Team::threads) scratch.histogram[i] = 0;
       team.sync();
-      for (u32 i = u32(team.thread()); i < candidates; i += Team::threads) {
-        int token;
-        float z = candidate(i, token);
+      each(bin, bin, [&](float z, int) {
         int o = octave(z);
         u32 key = key_of(z);
-        if (bin_of(top, o) != bin || key < low || key > high) continue;
+        if (bin_of(top, o) != bin || key < low || key > high) return;
         team.add(&scratch.histogram[(key - low) >> shift], (u64(1) << count_shift) + mantissa(z, o));
-      }
+      });
       team.sync();
       // Every warp looks for the digit: the lanes side by side, from the largest digit down.
       constexpr int each = digits / Team::lanes;
@@ -482,7 +496,7 @@ struct Reduce {
   }
 };
 
-// How many candidates a block keeps at hand; others are read again where they lie.
+// How many candidates a block keeps at hand; more are read again where they lie.
 constexpr int kept = 1024;
 
 }  // namespace mpk::sample
