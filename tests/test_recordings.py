@@ -62,3 +62,9 @@ class TestRecording:
         profile = opened(name)
         assert profile.stamp["device"]["name"] and profile.stamp["versions"]["python"]
         assert analysis.efficiency(profile) <= 1.0
+
+    def test_a_static_schedule_is_replayed_as_it_ran(self, name):
+        if opened(name).meta["mode"] != "static":
+            pytest.skip("tasks that are handed out at run time take other ways in a replay")
+        off = float(analysis.what_if(opened(name), handoff_ns=0)["gain"].iloc[1])
+        assert abs(off) <= 0.03, f"{100 * off:.1f} %"
