@@ -113,6 +113,8 @@ def _show(args: argparse.Namespace) -> int:
             "meta": json.loads(json.dumps(profile.meta, default=str)),
             "stamp": json.loads(json.dumps(profile.stamp, default=str)),
             "health": frames.verdict(profile),
+            "makespan_ns": int(analysis.bubbles(profile)["makespan_ns"].iloc[0]),
+            "error_ns": frames.residual(profile),
             "efficiency": None if np.isnan(efficiency) else efficiency,
             "bounds": _rows(bounds),
             "findings": _rows(findings),
@@ -123,7 +125,8 @@ def _show(args: argparse.Namespace) -> int:
             for key in ("created", "commit"):
                 if profile.stamp.get(key):
                     print(f"{key}: {profile.stamp[key]}")
-            print(f"health: {data['health']}\n")
+            print(f"health: {data['health']}")
+            print(f"makespan: {data['makespan_ns']} ± {data['error_ns']:.0f} ns\n")
             _print(bounds[["bound", "iteration_ns", "share", "why"]].assign(share=_percent(bounds["share"])), "bounds")
             print("\nwhat cost most")
             for sentence in findings["finding"]:
@@ -169,6 +172,9 @@ def _bubbles(args: argparse.Namespace) -> int:
                     (name, int(row[name]), f"{100 * row[name] / whole:.1f} %", text) for name, text in CLASSES.items()
                 ]
                 print_table(("class", "ns", "share", "meaning"), [r for r in shares if r[1]])
+                print(
+                    f"\nwhere two workers' clocks are compared, each wait is known to ± {frames.residual(profile):.0f} ns"
+                )
                 return
             shown = table.loc[:, (table != 0).any()]
             if not args.ns:
@@ -205,7 +211,7 @@ def _blame(args: argparse.Namespace) -> int:
             _print(table if args.path else table.assign(share=_percent(table["share"])))
             by = path.groupby("segment", observed=True)["dur_ns"].sum().sort_values(ascending=False)
             said = ", ".join(f"{name} {100 * ns / total:.1f} %" for name, ns in by.items())
-            print(f"\n{total} ns from first to last: {said}")
+            print(f"\n{total} ± {frames.residual(profile):.0f} ns from first to last: {said}")
 
         return _rows(table), show
 

@@ -38,6 +38,9 @@ def test_show_says_what_cost_most(files, capsys):
     run("show", one, "--json")
     data = json.loads(capsys.readouterr().out)
     assert 0 < data["efficiency"] <= 1 and data["findings"][0]["cost_ns"] > 0
+    assert f"makespan: {data['makespan_ns']} ± {data['error_ns']:.0f} ns" in text
+    run("blame", one)
+    assert f"{data['makespan_ns']} ± {data['error_ns']:.0f} ns from first to last" in capsys.readouterr().out
 
 
 def test_tables_and_their_json(files, capsys):

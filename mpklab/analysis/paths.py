@@ -9,7 +9,7 @@ import pandas as pd
 
 from mpklab.analysis.idle import publication
 from mpklab.analysis.observed import Observed, Protocol, graph_protocol, observe
-from mpklab.frames import NEVER, decode, records
+from mpklab.frames import NEVER, decode, records, residual
 from mpklab.frames.tables import category, operator_columns, ranges
 from mpklab.profile import Profile
 
@@ -26,7 +26,8 @@ def blame(profile: Profile, rank: int | None = None) -> pd.DataFrame:
     segment: execute, gather, latency (signal given until noticed), fetch, signal, loop (between two tasks of a worker),
     ramp (before the first task), tail (after the last) · iteration, task, op, kind, layer, rank, worker: whose time it
     is · because: how the path got here: data, worker, step (the next iteration was announced), end · begin_ns, end_ns,
-    dur_ns. `rank`: the one whose last task is looked at (default: the one that ended last).
+    dur_ns · error_ns: the error bar of one segment, whose ends two workers may have stamped. `rank`: the one whose last
+    task is looked at (default: the one that ended last).
     """
     seen_of = {seen.rank: seen for seen in observe(profile)}
     d = decode(profile)
@@ -59,6 +60,7 @@ def blame(profile: Profile, rank: int | None = None) -> pd.DataFrame:
         "begin_ns": table[:, 1],
         "end_ns": table[:, 2],
         "dur_ns": table[:, 2] - table[:, 1],
+        "error_ns": residual(profile),
     }
     return pd.DataFrame(columns)
 
