@@ -12,7 +12,7 @@ NVCC ?= $(or $(MPKLAB_NVCC),nvcc)
 CPP_FILES = $(shell find csrc -name '*.h' -o -name '*.hpp' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint format types nvcc host wheel lab pages pictures doctor ci clean distclean
+.PHONY: help setup demo test test-gpu fuzz lint format types nvcc host wheel lab pages pictures doctor ci clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
