@@ -85,8 +85,9 @@ def bundle(value: Any, include: Any = None, exclude: Any = None) -> dict[str, st
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
+    left = "text-align:left;vertical-align:top"
     cells = "".join(
-        f'<tr><th style="text-align:left;vertical-align:top;white-space:nowrap">{html.escape(label)}</th><td style="text-align:left">{html.escape(fact)}</td></tr>'
+        f'<tr><th style="{left};white-space:nowrap">{html.escape(label)}</th><td style="{left}">{html.escape(fact)}</td></tr>'
         for label, fact in rows
     )
     return f"<table>{cells}</table>"
