@@ -394,6 +394,25 @@ def test_a_task_graph_can_be_saved(tmp_path: Path) -> None:
         load(tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("batch", "context", "pieces", "fused"),
+    [(1, 528, 8, True), (1, 4112, 16, False), (2, 528, 8, False), (8, 528, 2, False)],
+)
+def test_gpu_plans_join_few_pieces_of_one_row_only_where_they_are_read(
+    batch: int, context: int, pieces: int, fused: bool
+) -> None:
+    """Elsewhere attention_merge stands on its own, in at most one tile a worker."""
+    graph = decode_graph(replace(named("qwen3-8b"), layers=1), batch=batch, context=context)
+    machine = Machine.named("h200")
+    plan = choose_plan(graph, machine)
+    assert f"split_attention:{pieces}:16" in plan.passes
+    assert ("fuse_merge" in plan.passes) == fused
+    assert (plan.settings["l2_bytes"] > 0) == (batch == 1)
+    tasks = lower(graph, machine)
+    merges = sum(tasks.operators[i].op == "attention_merge" for i in tasks.operator_of)
+    assert (merges == 0) if fused else (0 < merges <= machine.workers)
+
+
 def test_wrong_plans_are_refused() -> None:
     graph = decode_graph(TINY, context=64, layers=1)
     plan = choose_plan(graph, MACHINE)
