@@ -23,7 +23,7 @@ struct Attention {
   template <class S>
   static constexpr int page_rows = S::page_bytes / (4 * D) / 32 * 32;
   template <class S>
-  static constexpr bool streamed = matrix&& page_rows<S> >= 32;
+  static constexpr bool streamed = matrix && page_rows<S> >= 32;
   // Where a thread has few registers, two warps share a chunk of rows: one half of the head's columns each. There are
   // as many pairs, or warps, as have room for their sums.
   template <class S>
@@ -32,8 +32,8 @@ struct Attention {
   static constexpr int teams = power_below(smaller(S::warps / sides<S>, larger(1, 16384 / (group * D * 4))));
 
   template <class S>
-  static constexpr int scratch_bytes = streamed<S> ? (8 + 2) * D * 2 + teams<S>*(group* D * 4 + 8 * 8)
-                                                   : (group + 2) * D * 4 + group * 32 * 4 + group* D * 4;
+  static constexpr int scratch_bytes = streamed<S> ? (8 + 2) * D * 2 + teams<S> * (group * D * 4 + 8 * 8)
+                                                   : (group + 2) * D * 4 + group * 32 * 4 + group * D * 4;
   template <class S>
   static constexpr bool loads = streamed<S>;
 
@@ -356,7 +356,7 @@ struct Attention {
         }
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          float(&to)[4] = sums.values[o][j];
+          float (&to)[4] = sums.values[o][j];
 #pragma unroll
           for (int e = 0; e < 4; ++e) to[e] *= shrinks[e % 2];
           u32 low = word(x[0], j), high = word(x[1], j);
@@ -381,7 +381,7 @@ struct Attention {
           for (int o = 0; o < own; ++o)
 #pragma unroll
             for (int j = 0; j < 4; j += 2) {
-              const float(&a)[4] = sums.values[o][j], (&b)[4] = sums.values[o][j + 1];
+              const float (&a)[4] = sums.values[o][j], (&b)[4] = sums.values[o][j + 1];
               int d = column(c, o) + 2 * j;
               if (d < D) *(float4*)(to + d) = make_float4(a[h], a[2 + h], b[h], b[2 + h]);
             }
