@@ -120,7 +120,7 @@ def test_parity_of_a_tiny_model_in_every_way(dtype: str, capsys: pytest.CaptureF
     assert cli.main(["bench", "parity", "--model", "tiny", "--prompts", "4", "--tokens", "12", "--dtypes", dtype]) == 0
     said = capsys.readouterr().out
     assert "FAILS" not in said and all(policy in said for policy in POLICIES)
-    assert said.count("bits, equal plan") == (len(POLICIES) + len(POOLS)) * len(parity.WORKERS)
+    assert said.count("bits, equal plan") == (len(POLICIES) + len(POOLS) + 1) * len(parity.WORKERS)
     assert said.count("tokens as transformers") == (dtype == "float32") * len(POLICIES) * len(parity.WORKERS)
 
 
