@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mpklab import analysis, frames
-from mpklab.analysis.idle import CLASSES
+from mpklab.analysis.idle import CLASSES, NO_TASK
 from mpklab.console import print_table
 from mpklab.errors import ProfileError
 from mpklab.exports import FORMATS, export
@@ -200,7 +200,7 @@ def _blame(args: argparse.Namespace) -> int:
             table = path
         else:
             column = "family" if args.by == "family" else "op"
-            named = path.assign(op=path["op"].astype(object).where(path["op"].notna(), ""))
+            named = path.assign(op=path["op"].astype(object).where(path["op"].notna(), NO_TASK))
             named["family"] = [family(str(op)) for op in named["op"]]
             sums = named.groupby(["segment", column], observed=True)["dur_ns"].agg(["sum", "size"]).reset_index()
             table = sums.rename(columns={"sum": "dur_ns", "size": "times"}).sort_values("dur_ns", ascending=False)
