@@ -69,6 +69,15 @@ MPK_KERNEL(mpk_odd_one, OddOne, 1, 8)
 MPK_KERNEL(mpk_odd_five, OddFive, 2, 8)
 MPK_KERNEL(mpk_odd_float, OddFloat, 0, 8)
 
+// Some tensors handed over by their own words.
+#define MPK_WORDS(name, operators, level, warps)                                                                       \
+  extern "C" __global__ void __launch_bounds__(mpk::threads<warps>(), 1) name(const __grid_constant__ Launch launch) { \
+    run_device<operators, level, warps, 32768, 6, 2, 65536, Holds::words>(launch);                                     \
+  }
+
+MPK_WORDS(mpk_words_decode_one, DecodeOne, 0, 16)
+MPK_WORDS(mpk_words_odd_one, OddOne, 2, 8)
+
 // One kernel per operator, two blocks of which share an SM.
 #define MPK_OPERATOR(name, variant)                                                            \
   extern "C" __global__ void __launch_bounds__(mpk::threads<8>(), 2)                           \

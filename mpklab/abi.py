@@ -193,7 +193,7 @@ SLOT = _struct(
     ("n_segments", "<u4"),
     ("storage", "<u2"),
     ("dtype", "<u2"),
-    ("reserved", "<u8"),
+    ("next_copy", "<u8"),  # bytes to the copy of odd iterations, of what is handed over by its own words
 )
 SEGMENT = _struct(("base", "<u8"), ("begin", "<u4"), ("end", "<u4"))  # rows [begin, end) of the first axis
 STEP = _struct(
@@ -271,6 +271,8 @@ LAUNCH = _struct(
     ("ready", "<u8"),  # u32: the rings' slots, task + 1 or 0
     ("pending", "<u8"),  # u32 per task: events it waits for that have happened, over all iterations
     ("promised", "<u8"),  # u32[n_events * EVENT_STRIDE]: signals whose tasks were popped, or 0 without early push
+    ("handed", "<u8"),  # two copies of all that is handed over by its own words
+    ("handed_bytes", "<u8"),  # of one copy
     ("wait_limit", "<u8"),  # in the device's clock
     ("n_workers", "<u4"),
     ("n_tables", "<u4"),

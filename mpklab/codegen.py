@@ -130,7 +130,8 @@ def device_settings(settings: Any) -> dict[str, int]:
 
 
 def _device_entry(schedule: Schedule, level: int) -> list[str]:
-    holds = ", mpk::Holds::pools" if schedule.handout is not None else ""
+    kind = "pools" if schedule.handout is not None else "words" if schedule.handed else ""
+    holds = f", mpk::Holds::{kind}" if kind else ""
     return _entry("mpk_kernel", f"Kernel, {level}", device_settings(schedule.tasks.plan.settings), "1", holds)
 
 
@@ -180,15 +181,19 @@ def pack(schedule: Schedule, *, per_operator: bool = False) -> Tables:
                 operands[i, k] = slot_of[o.operands[operand.name]]
     table["slots"] = operands[operator]
     table["waits"], table["n_waits"] = tasks.wait_first[:-1], np.diff(tasks.wait_first)
-    table["signals"], table["n_signals"] = tasks.signal_first[:-1], np.diff(tasks.signal_first)
+    # Nobody counts the signals of what is handed over by its own words.
+    signaller = np.repeat(np.arange(n), np.diff(tasks.signal_first))
+    counted = ~schedule.by_words[operator[signaller]]
+    sent = np.bincount(signaller[counted], minlength=n)
+    table["signals"], table["n_signals"] = np.cumsum(sent) - sent, sent
     if tasks.step_task >= 0:
         table["flags"][tasks.step_task] = int(abi.TaskFlag.step)
 
     waits = np.zeros(len(tasks.wait_event), abi.WAIT)
     waits["event"], waits["need"] = tasks.wait_event, tasks.need[tasks.wait_event]
     waits["word"], waits["lag"], waits["handoff"] = abi.NO_WORD, tasks.wait_lag, schedule.handoff
-    signals = np.zeros(len(tasks.signal_event), abi.SIGNAL)
-    signals["event"], signals["weight"] = tasks.signal_event, 1
+    signals = np.zeros(int(counted.sum()), abi.SIGNAL)
+    signals["event"], signals["weight"] = tasks.signal_event[counted], 1
     events = np.zeros(len(tasks.need), abi.EVENT)
     events["need"], events["word"] = tasks.need, abi.NO_WORD
 

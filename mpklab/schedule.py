@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mpklab.abi import MAX_HELD, Handoff
 from mpklab.errors import ScheduleError, suggest
+from mpklab.ops import REGISTRY
 from mpklab.presented import Presented
 from mpklab.tasks import TaskGraph
 
@@ -126,15 +127,55 @@ class Schedule(Presented):
         return tuple(np.split(order, cuts))
 
     @cached_property
+    def by_words(self) -> npt.NDArray[np.bool_]:
+        """Per operator, whether its outputs are handed over by their own words.
+
+        As the plan says, in a static schedule for a GPU. A word orders nothing but itself, and its place is used again
+        two iterations later; so every worker's last task must lead to the step by counters. Where it does not, all is
+        handed over by counters.
+        """
+        t = self.tasks
+        chosen = np.array([t.plan.handoffs.get(o.name) == "data" for o in t.operators], bool)
+        impossible = self.handout is not None or t.machine.backend == "cpu" or t.step_task < 0 or t.plan.barriers
+        if impossible or not chosen.any():
+            return np.zeros_like(chosen)
+        consumer = np.repeat(np.arange(len(t)), np.diff(t.wait_first))
+        signaller = np.repeat(np.arange(len(t)), np.diff(t.signal_first))
+        leads = np.zeros(len(t), bool)
+        leads[t.step_task] = True
+        counted = np.zeros(len(t.need), bool)  # by a task that leads to the step
+        for o in reversed(range(len(t.operators))):
+            first, last = int(t.first[o]), int(t.first[o + 1])
+            signals = slice(int(t.signal_first[first]), int(t.signal_first[last]))
+            waits = slice(int(t.wait_first[first]), int(t.wait_first[last]))
+            leads[signaller[signals][counted[t.signal_event[signals]]]] = True
+            events = t.wait_event[waits][leads[consumer[waits]]]
+            counted[events[~chosen[t.event_producer[events]]]] = True
+        ends = [int(queue[-1]) for queue in self.queues if len(queue)]
+        return chosen if leads[ends].all() else np.zeros_like(chosen)
+
+    @cached_property
+    def handed(self) -> tuple[str, ...]:
+        """The tensors that are handed over by their own words."""
+        return tuple(
+            o.operands[name]
+            for o, chosen in zip(self.tasks.operators, self.by_words, strict=True)
+            for name in REGISTRY.ops[o.op].outputs()
+            if chosen and name in o.operands
+        )
+
+    @cached_property
     def handoff(self) -> npt.NDArray[np.uint8]:
-        """abi.Handoff of every wait: `worker` where all producers run earlier on the consumer's own worker."""
+        """abi.Handoff of every wait: `worker` where all producers run earlier on the consumer's own worker, `data` where
+        words say themselves when they are there."""
         t = self.tasks
         lowest, highest, last = self._event_places
         consumer = np.repeat(np.arange(len(t)), np.diff(t.wait_first))
         e = t.wait_event
         own = (lowest[e] == highest[e]) & (lowest[e] == self.worker[consumer]) & (lowest[e] >= 0)
         own &= (t.wait_lag == 1) | (last[e] < self.position[consumer])
-        return np.where(own, int(Handoff.worker), int(Handoff.counter)).astype(np.uint8)
+        kind = np.where(self.by_words[t.event_producer[e]], int(Handoff.data), int(Handoff.counter))
+        return np.where(own, int(Handoff.worker), kind).astype(np.uint8)
 
     @cached_property
     def _event_places(self) -> tuple[IntArray, IntArray, IntArray]:

@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from mpklab.abi import Handoff
 from mpklab.errors import ScheduleError
+from mpklab.ops import REGISTRY
 from mpklab.schedule import Schedule, checked, in_order
 from mpklab.tasks import EdgeSet, TaskGraph
+from mpklab.tasks.handoffs import CONSUMER_WARPS
 from mpklab.tasks.why import box_text
 
 IntArray = npt.NDArray[np.int64]
@@ -61,7 +63,9 @@ def verify(schedule: Schedule) -> Schedule:
 
 
 def _check_queues(schedule: Schedule) -> None:
-    clocks = vector_clocks(schedule)
+    clocks = arrived = vector_clocks(schedule)
+    if schedule.handed:  # a word that has come says nothing of what else its task wrote
+        clocks = vector_clocks(schedule, words_order=False)
     step = schedule.tasks.step_task
     if step >= 0:
         _check_step(schedule, clocks, step)
@@ -70,6 +74,10 @@ def _check_queues(schedule: Schedule) -> None:
     for edges in schedule.tasks.edges:
         if edges.lag == 1 and step >= 0:
             continue  # everything of an iteration ends before the step, everything of the next starts after it
+        if edges.kind == "raw" and edges.tensor in schedule.handed:
+            _check_awaited(schedule, edges)
+            _check_edges(schedule, arrived, edges)
+            continue
         _check_edges(schedule, clocks, edges)
 
 
@@ -87,8 +95,11 @@ def _check_counts(schedule: Schedule) -> None:
         )
 
 
-def vector_clocks(schedule: Schedule) -> Clocks:
-    """Execute the queues for two iterations, waits and all; ScheduleError when no worker can go on."""
+def vector_clocks(schedule: Schedule, words_order: bool = True) -> Clocks:
+    """Execute the queues for two iterations, waits and all; ScheduleError when no worker can go on.
+
+    Without `words_order` a task that waited for words comes after nothing but what its queue and its counters say.
+    """
     tasks, workers = schedule.tasks, schedule.workers
     queues = [q.tolist() for q in schedule.queues]
     lengths = np.array([len(q) for q in queues], np.int64)
@@ -130,7 +141,8 @@ def vector_clocks(schedule: Schedule) -> Clocks:
                         sleeping.setdefault((from_epoch, event), []).append(w)
                         blocked = True
                         break
-                    np.maximum(mine, event_clock[from_epoch, event], out=mine)
+                    if words_order or handoff[i] != Handoff.data:
+                        np.maximum(mine, event_clock[from_epoch, event], out=mine)
                 wait += 1
             if blocked:
                 break
@@ -216,6 +228,23 @@ def _check_aliasing(schedule: Schedule, clocks: Clocks) -> None:
             f"{tasks.task_name(int(rivals[-1]))} on worker {w} has signalled for this one, so the count would be wrong",
             Finding("count", task, int(rivals[-1]), lag=1, event=event),
         )
+
+
+def _check_awaited(schedule: Schedule, edges: EdgeSet) -> None:
+    """Who reads what is handed over by its own words must be able to wait for each of them."""
+    tasks = schedule.tasks
+    reader = tasks.operators[edges.consumer]
+    warps = tasks.plan.settings.get("consumer_warps", CONSUMER_WARPS)
+    if edges.operand in REGISTRY.ops[reader.op].awaits(tasks.graph.node(reader), warps):
+        return
+    tile = int((edges.end > edges.begin).argmax())
+    consumer = int(tasks.first[edges.consumer]) + tile
+    producer = int(tasks.first[edges.producer]) + int(edges.begin[tile])
+    raise ScheduleError(
+        f"race: {tasks.task_name(consumer)} reads {edges.tensor}, which {tasks.operators[edges.producer].name} hands over "
+        f"by its own words, but {reader.op} cannot wait for the words of its {edges.operand}: hand it over by a counter",
+        Finding("race", consumer, producer, edges.tensor),
+    )
 
 
 def _check_edges(schedule: Schedule, clocks: Clocks, edges: EdgeSet) -> None:

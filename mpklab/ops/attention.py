@@ -140,6 +140,13 @@ class Attention(Op):
             f"{strides}, {int('q_norm' in node.types)}, {float_bits(a['eps'])}, {partial}, {rows_arguments(node, 'k_cache')}{layout}>",
         )
 
+    def awaits(self, node: Node, consumer_warps: int) -> tuple[str, ...]:
+        # Attention::streamed in ops/attention.cuh; one sequence, because another's rows may be dead and never come.
+        _, kv, _, d = node.types["k_cache"].sizes
+        few = node.attrs["heads"] // kv <= 8
+        streamed = node.types["k_cache"].dtype == "bfloat16" and few and d in (32, 64, 128, 256)
+        return ("q", "k", "v") if streamed and node.types["k_cache"].shape[0] == 1 else ()
+
     def block_graph(self, node: Node) -> tuple[Stage, ...]:
         norm = "norm, " if "q_norm" in node.types else ""
         return (

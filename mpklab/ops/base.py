@@ -209,6 +209,14 @@ class Op:
     def variant(self, node: Node, tiling: Tiling) -> Variant:
         raise NotImplementedError
 
+    def hands_over(self, node: Node, tiling: Tiling, consumer_warps: int) -> bool:
+        """Whether its CUDA code stores outputs in whole words that can say themselves when they are there."""
+        return False
+
+    def awaits(self, node: Node, consumer_warps: int) -> tuple[str, ...]:
+        """Operands whose words its CUDA code can wait for one by one."""
+        return ()
+
     def block_graph(self, node: Node) -> tuple[Stage, ...]:
         """What one tile loads, computes and stores."""
         raise NotImplementedError

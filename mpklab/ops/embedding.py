@@ -42,6 +42,11 @@ class Embedding(Op):
         dtype = C_TYPE[node.types["weight"].dtype]
         return Variant("embedding", f"mpk::ops::Embedding<{dtype}, {v}, {h}, {rows_arguments(node, 'out')}>")
 
+    def hands_over(self, node: Node, tiling: Tiling, consumer_warps: int) -> bool:
+        out = node.types["out"]
+        pairs = out.sizes[1] % 2 == 0 and not (tiling.bounds(self.tile_extent(node)) % 2).any()
+        return pairs and out.dtype == "bfloat16" and out.shape[0] == 1
+
     def block_graph(self, node: Node) -> tuple[Stage, ...]:
         return (Stage("load", "weight[token, tile]"), Stage("store", "out[:, tile]"))
 

@@ -1,6 +1,8 @@
 """linear: out = x · weightᵀ (+ bias), with optional prologues (rms_norm, attention merge) and epilogues (silu_mul,
 residual, argmax over the tile's own rows)."""
 
+import math
+
 import numpy as np
 
 from mpklab.dims import shape_text, upper
@@ -131,6 +133,25 @@ class Linear(Op):
             str(node.attrs["argmax_parts"]),
         ]
         return Variant("linear", f"mpk::ops::Linear<{', '.join(arguments)}>")
+
+    def _one_row(self, node: Node, consumer_warps: int) -> bool:
+        """Whether ops/linear_row.cuh computes it: Linear::row in ops/linear.cuh says when."""
+        k = self._columns(node)
+        if node.types["weight"].dtype != "bfloat16" or node.types["out"].shape[0] != 1 or k % 64:
+            return False
+        if "stats" in node.types and node.types["x"].sizes[3] % 8:
+            return False
+        distinct = k // 64 // math.gcd(k // 64, consumer_warps)
+        return (2 * distinct if distinct % 2 and distinct <= 8 else distinct) <= 32
+
+    def hands_over(self, node: Node, tiling: Tiling, consumer_warps: int) -> bool:
+        pairs = not (tiling.bounds(self.tile_extent(node)) % 2).any()
+        return pairs and node.types["out"].dtype == "bfloat16" and self._one_row(node, consumer_warps)
+
+    def awaits(self, node: Node, consumer_warps: int) -> tuple[str, ...]:
+        if not self._one_row(node, consumer_warps):
+            return ()
+        return ("residual",) if "stats" in node.types else ("x", "residual")
 
     def block_graph(self, node: Node) -> tuple[Stage, ...]:
         stages = [Stage("load", "weight[tile, :]", "streamed through the ring, ahead of the task's events")]

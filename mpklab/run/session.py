@@ -14,6 +14,7 @@ from mpklab import abi, env, recipe, stamp
 from mpklab.codegen import Tables, device_settings
 from mpklab.errors import DeadlockError, RunError, suggest
 from mpklab.graph import Tensor
+from mpklab.ops import REGISTRY
 from mpklab.profile import Profile, Window
 from mpklab.reference.functions import dealt
 from mpklab.run.profiling import keep, window_of
@@ -93,15 +94,30 @@ class Session:
         for name in self.tensors:
             if name not in graph.tensors:
                 raise RunError(f"the kernel has no tensor {name!r}: {suggest(name, graph.tensors)}")
+        self._handed, places = self._two_copies()
         for t in graph.tensors.values():
             if t.name in self.tensors:
                 self._check_place(t, self.tensors[t.name])
             elif t.role == "weight":
                 self._bind_weight(t)
+            elif t.name in places:
+                self.tensors[t.name] = places[t.name]
             elif t.role != "input":
                 self.tensors[t.name] = _stored(t, torch.zeros, device=self.device)
 
     # --- tensors ---
+
+    def _two_copies(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Memory uint8[2, bytes] for what is handed over by its own words, and each such tensor in its first copy."""
+        graph = self.kernel.graph
+        handed = [name for name in self.kernel.schedule.handed if name not in self.tensors]
+        ends = np.cumsum([0, *(-(-graph.tensors[name].bytes // 256) * 256 for name in handed)]).tolist()
+        memory = torch.empty((2, ends[-1]), dtype=torch.uint8, device=self.device)
+        places = {}
+        for name, begin in zip(handed, ends[:-1], strict=True):
+            t = graph.tensors[name]
+            places[name] = memory[0, begin : begin + t.bytes].view(TORCH_DTYPES[t.dtype]).view(t.type.sizes)
+        return memory, places
 
     def _bind_weight(self, t: Tensor) -> None:
         weights = self.kernel.weights
@@ -279,12 +295,16 @@ class Session:
         control["step"][0]["dims"][0][: len(values)] = values
         host = np.zeros(1, abi.HOST)
         launch = np.zeros(1, abi.LAUNCH)
+        self._handed.fill_(0xFF)  # no word is there yet
+        launch["handed"], launch["handed_bytes"] = self._handed.data_ptr(), self._handed.shape[1]
         tasks = t.memory["tasks"]
+        slot_rows = self._slots(t.tables)
         if drop_signals is not None:
             edited = t.tables.tasks.copy()
             edited["flags"][drop_signals] |= int(abi.TaskFlag.drop_signals)
+            slot_rows = self._lose_words(edited, drop_signals, slot_rows)
             tasks = Memory(edited, self.device)
-        slots = Memory(self._slots(t.tables), self.device)
+        slots = Memory(slot_rows, self.device)
         counters = torch.zeros(max(1, len(t.tables.events)) * abi.EVENT_STRIDE, dtype=torch.int32, device=self.device)
         control_memory = Memory(control, self.device)
         host_memory = Memory(host, "cpu", pinned=self.device == "cuda")
@@ -355,6 +375,7 @@ class Session:
     def _slots(self, tables: Tables) -> npt.NDArray[np.void]:
         graph = self.kernel.graph
         slots = np.zeros(len(tables.slots), abi.SLOT)
+        handed = set(self.kernel.schedule.handed)
         for i, name in enumerate(tables.slots):
             tensor = self.tensors.get(name)
             if tensor is None:
@@ -363,10 +384,25 @@ class Session:
             slots[i]["bytes"] = graph.tensors[name].bytes
             slots[i]["stride"] = tensor.stride(0) if tensor.ndim else 1
             slots[i]["dtype"] = int(abi.DType[graph.tensors[name].dtype])
+            if name in handed:
+                slots[i]["next_copy"] = self._handed.shape[1]
             if name in self._segments:
                 slots[i]["base"] = 0  # no single place: whoever reads must go through the segments
                 slots[i]["segments"] = self._segments[name].address
                 slots[i]["n_segments"] = len(graph.tensors[name].parts) * graph.tensors[name].groups
+        return slots
+
+    def _lose_words(self, tasks: npt.NDArray[np.void], task: int, slots: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """Slots with which what a task hands over by its own words goes where nobody looks; `tasks` is told of them."""
+        operator = self.kernel.schedule.tasks.operators[int(tasks["op"][task])]
+        for k, operand in enumerate(REGISTRY.ops[operator.op].operands):
+            name = operator.operands.get(operand.name)
+            if operand.access == "w" and name in self.kernel.schedule.handed:
+                lost = slots[[int(tasks["slots"][task, k])]]
+                self._nowhere = torch.empty(int(lost["bytes"][0]), dtype=torch.uint8, device=self.device)
+                lost["base"], lost["next_copy"] = self._nowhere.data_ptr(), 0
+                tasks["slots"][task, k] = len(slots)
+                slots = np.concatenate([slots, lost])
         return slots
 
     # --- afterwards ---
@@ -378,6 +414,8 @@ class Session:
         waiting = tasks.task_name(facts["task"]) if facts["task"] < len(tasks) else "the start of an iteration"
         event = facts["event"]
         counts = f"{facts['count']} of {facts['need']} signals"
+        if event < len(tasks.need) and schedule.by_words[tasks.event_producer[event]]:
+            counts = "words of its data have not come"
         if schedule.handout is not None and facts["task"] >= len(tasks):
             waiting = "the pool"
         # Who waits for the step of an iteration waits for the end of the one before.
@@ -395,6 +433,8 @@ class Session:
             what = f"event {event} of {tasks.operators[producer].name}"
             first = int(tasks.first[producer])
             late = [first + t for t in range(int(tasks.event_begin[event]), int(tasks.event_end[event]))]
+            if schedule.by_words[producer]:
+                late = [p for p in late if p in self._silent(producer, facts["iteration"])] or late
         places = ", ".join(f"{tasks.task_name(p)} ({schedule.place(p)})" for p in late[:4])
         more = f" and {len(late) - 4} more" if len(late) > 4 else ""
         hook = f"; the test hook dropped the signals of {tasks.task_name(dropped)}" if dropped is not None else ""
@@ -407,10 +447,30 @@ class Session:
     def _first_missing(self, counters: torch.Tensor, iterations: int) -> int:
         """The first event that has not happened so often, or -1. Events stand in program order, so what its producers
         wait for has happened: they are what is missing."""
-        need = self.kernel.schedule.tasks.need
-        count = counters.cpu().numpy()[:: abi.EVENT_STRIDE][: len(need)]
-        late = np.flatnonzero(count < need * iterations)
-        return int(late[0]) if len(late) else -1
+        schedule, tasks = self.kernel.schedule, self.kernel.schedule.tasks
+        count = counters.cpu().numpy()[:: abi.EVENT_STRIDE][: len(tasks.need)]
+        late = count < tasks.need * iterations
+        for event in np.flatnonzero(schedule.by_words[tasks.event_producer]):
+            producer = int(tasks.event_producer[event])
+            first, silent = int(tasks.first[producer]), self._silent(producer, iterations - 1)
+            late[event] = any(
+                first + int(tasks.event_begin[event]) <= t < first + int(tasks.event_end[event]) for t in silent
+            )
+        return int(late.argmax()) if late.any() else -1
+
+    def _silent(self, operator: int, iteration: int) -> list[int]:
+        """The tasks of an operator that have not handed over all their words in an iteration; a linear's tiles are of
+        columns."""
+        tasks = self.kernel.schedule.tasks
+        out = self.tensors[tasks.operators[operator].operands["out"]]
+        begin = out.data_ptr() - self._handed.data_ptr()
+        words = self._handed[iteration & 1, begin : begin + out.nbytes].view(torch.int32).cpu().numpy()
+        column = words.nbytes // out.shape[-1]
+        return [
+            t
+            for t in range(int(tasks.first[operator]), int(tasks.first[operator + 1]))
+            if (words[int(tasks.words[t, 0]) * column // 4 : int(tasks.words[t, 1]) * column // 4] == -1).any()
+        ]
 
     def _profile(self, memory: LaunchMemory, window: Window, seconds: float) -> Profile | None:
         if memory.lanes is None:

@@ -56,19 +56,21 @@ def lower(
     tiles: Mapping[str, int] | None = None,
     passes: tuple[str, ...] | None = None,
     barriers: bool = False,
+    handoff: str | Mapping[str, str] | None = None,
     **settings: int,
 ) -> TaskGraph:
     """Cut a graph into tasks for a machine and work out what must wait for what.
 
     `plan` replays choices made before; otherwise `tiles` (tile sizes by operator name or kind) and `passes` override
     what the machine suggests. The tasks' own `graph` is the rewritten one; its ancestors are its `parent`s.
-    `barriers` puts one between operators, to see what finer events are worth. Further keywords are kernel settings kept
-    in the plan.
+    `handoff` says how outputs reach those who wait for them: "counter", "data" (words that say themselves when they are
+    there) wherever that is possible, or either by operator name or kind. `barriers` puts one between operators, to see
+    what finer events are worth. Further keywords are kernel settings kept in the plan.
     """
     machine = machine or Machine.detect()
-    if plan is not None and (tiles or passes is not None):
-        raise LowerError("give either a plan, or tiles and passes to make one from")
-    plan = plan or choose_plan(graph, machine, tiles, passes)
+    if plan is not None and (tiles or passes is not None or handoff is not None):
+        raise LowerError("give either a plan, or tiles and passes and hand-offs to make one from")
+    plan = plan or choose_plan(graph, machine, tiles, passes, handoff, **settings)
     if settings or barriers:
         plan = replace(plan, settings={**plan.settings, **settings}, barriers=barriers or plan.barriers)
     return _lower_rewritten(graph_passes.apply(graph, plan.passes), machine, plan)

@@ -14,6 +14,7 @@ from mpklab.errors import LowerError, suggest
 from mpklab.graph import Graph, Operator
 from mpklab.machine import Machine
 from mpklab.ops import REGISTRY, Tiling
+from mpklab.tasks.handoffs import choose_handoffs
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Plan:
     tilings: Mapping[str, Tiling]
     settings: Mapping[str, int] = field(default_factory=dict)
     barriers: bool = False
+    handoffs: Mapping[str, str] = field(default_factory=dict)  # by operator, where not by a counter
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -34,13 +36,20 @@ class Plan:
             "tilings": {k: asdict(v) for k, v in self.tilings.items()},
             "settings": dict(self.settings),
             **({"barriers": True} if self.barriers else {}),
+            **({"handoffs": dict(self.handoffs)} if self.handoffs else {}),
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
         try:
             tilings = {k: Tiling(**v) for k, v in data["tilings"].items()}
-            return Plan(tuple(data["passes"]), tilings, dict(data["settings"]), bool(data.get("barriers", False)))
+            return Plan(
+                tuple(data["passes"]),
+                tilings,
+                dict(data["settings"]),
+                bool(data.get("barriers", False)),
+                dict(data.get("handoffs", {})),
+            )
         except (KeyError, TypeError) as error:
             raise LowerError(f"not a plan: {error!r}") from error
 
@@ -50,9 +59,15 @@ class Plan:
 
 
 def choose_plan(
-    graph: Graph, machine: Machine, tiles: Mapping[str, int] | None = None, passes: tuple[str, ...] | None = None
+    graph: Graph,
+    machine: Machine,
+    tiles: Mapping[str, int] | None = None,
+    passes: tuple[str, ...] | None = None,
+    handoff: str | Mapping[str, str] | None = None,
+    **settings: int,
 ) -> Plan:
-    """The plan that `lower` follows when none is given. `tiles` sets tile sizes by operator name or kind."""
+    """The plan that `lower` follows when none is given. `tiles` sets tile sizes by operator name or kind, `handoff` how
+    outputs are handed over (see `choose_handoffs`), `settings` those of the kernel."""
     tiles = dict(tiles or {})
     kinds = {o.op for o in graph.operators}
     fused = passes if passes is not None else _default_passes(graph, machine)
@@ -76,7 +91,8 @@ def choose_plan(
             if name in (o.name, o.op) and o.op in _CUT_BY_ITSELF:
                 raise LowerError(f"tiles: {o.name} ({o.op}) is cut {_CUT_BY_ITSELF[o.op]}, not by a tile size")
     tilings = {o.name: _tiling(rewritten, o, machine, tiles) for o in rewritten.operators}
-    return Plan(fused, tilings, _kernel_settings(rewritten) if machine.backend == "cuda" else {})
+    chosen = {**(_kernel_settings(rewritten) if machine.backend == "cuda" else {}), **settings}
+    return Plan(fused, tilings, chosen, handoffs=choose_handoffs(rewritten, machine, tilings, chosen, handoff))
 
 
 def _kernel_settings(graph: Graph) -> dict[str, int]:

@@ -8,14 +8,13 @@ namespace mpk {
 template <int Level>
 struct Recorder {
   Record* records = nullptr;
-  Lane* lane = nullptr;
   u32 capacity = 0, written = 0;
   bool open = false;  // inside the capture window
 
   MPK_FN void start(const Launch& launch, u32 worker, Role role) {
     if (launch.lanes == 0 || u32(role) >= launch.lanes_per_worker) return;
     u64 bytes = sizeof(Lane) + u64(launch.lane_capacity) * sizeof(Record);
-    lane = (Lane*)(launch.lanes + bytes * (u64(worker) * launch.lanes_per_worker + u32(role)));
+    Lane* lane = (Lane*)(launch.lanes + bytes * (u64(worker) * launch.lanes_per_worker + u32(role)));
     records = (Record*)(lane + 1);
     capacity = launch.lane_capacity;
     open = launch.window_skip == 0;
@@ -35,7 +34,7 @@ struct Recorder {
 
   // The window opens and closes between iterations, so every recorded iteration is whole.
   MPK_FN void window(const Launch& launch, u32 epoch) {
-    if (!lane) return;
+    if (!records) return;
     u32 from = launch.window_skip, count = launch.window_record;
     open = epoch >= from && (count == 0 || epoch - from < count);
   }
@@ -84,7 +83,8 @@ struct Recorder {
   }
 
   MPK_FN void finish() {
-    if (!lane) return;
+    if (!records) return;
+    Lane* lane = (Lane*)records - 1;
     lane->written = written;
     lane->dropped = written > capacity ? written - capacity : 0;
     lane->end_clock = clock_now();

@@ -15,12 +15,15 @@ struct __align__(16) Descriptor {
   Signal signals[max_waits];
   u64 bases[max_slots];
   u32 id;
-  u32 popped;  // of a pool; else from the worker's own queue
-  u32 pad[2];
+  u32 popped;   // of a pool; else from the worker's own queue
+  u32 handed;   // operands that are handed over by their own words, as bits
+  u32 expects;  // bit 0: it waits for counters, bit 1: for words of its operands
 };
 static_assert(sizeof(Descriptor) % 16 == 0, "Descriptor");
 
 constexpr int descriptors = 8;  // tasks that the loader may be ahead
+
+constexpr u32 over_aborted = 1, over_late = 2;
 
 // What the warps of one block share beside ring and scratch.
 template <class S>
@@ -32,6 +35,8 @@ struct Shared {
   u32 stop;       // consumers: no further task
   u32 closed;     // consumers to loader: what is still on its way will not be used
   u32 described;  // loader to consumers: no further task will be known
+  u32 over;       // consumers: the run was aborted, or words of an operand outlasted the limit
+  u32 gathered;   // consumers to loader, without prefetch: tasks that have all they wait for
 };
 
 // One page after the other, in the loader's order. Every consumer thread holds one.
@@ -41,15 +46,25 @@ struct PageReader {
   Shared<S>& shared;
   const char* pages;
   RingPosition<S> at{};
-  bool dead = false;  // the run was aborted: pages are no longer waited for
 
   // The next page, when its bytes have landed.
   MPK_FN const char* wait() {
     u64* full = shared.ring.full + at.page;
-    if (!ptx::barrier_try(full, at.parity) && !dead) wait_long(full);
+    if (!ptx::barrier_try(full, at.parity)) wait_long(full);
     return pages + at.page * u32(S::page_bytes);
   }
-  MPK_FN bool ready() const { return dead || ptx::barrier_try(shared.ring.full + at.page, at.parity); }
+  MPK_FN bool ready() const { return ptx::barrier_try(shared.ring.full + at.page, at.parity) || over(); }
+  // The run was aborted: nothing is waited for any more.
+  MPK_FN bool over() const { return ptx::load_flag(&shared.over) != 0; }
+  // A wait for words of an operand has lasted long. True: it is pointless, or has outlasted the limit.
+  MPK_FN bool gives_up(u32& begin) {
+    constexpr int coarse = 16;  // bits of the clock that a wait so long need not know
+    u32 now = u32(clock_now() >> coarse) | 1;
+    if (begin == 0) begin = now;
+    u32 why = now - begin > u32(run.launch.wait_limit >> coarse) + 2 ? over_late : run.aborted() ? over_aborted : 0;
+    if (why) ptx::store_flag(&shared.over, why);
+    return why != 0 || over();
+  }
   // This warp has read what it wants of the page.
   MPK_FN void release() {
     __syncwarp();
@@ -59,11 +74,8 @@ struct PageReader {
 
  private:
   MPK_FN void wait_long(u64* full) {
-    for (u32 spins = 1; !ptx::barrier_try(full, at.parity); ++spins)
-      if (spins % 256 == 0 && run.aborted()) {
-        dead = true;
-        return;
-      }
+    for (u32 spins = 1; !over() && !ptx::barrier_try(full, at.parity); ++spins)
+      if (spins % 256 == 0 && run.aborted()) ptx::store_flag(&shared.over, over_aborted);
   }
 };
 
@@ -99,6 +111,37 @@ struct WorkContext {
     if (dim < 0) return most;
     int live = step.dims[dim];
     return live < most ? live : most;
+  }
+
+  // Whether an operand is handed over by its own words.
+  MPK_FN bool handed(int operand) const {
+    if constexpr (by_words<S>)
+      return described.handed >> operand & 1;
+    else
+      return false;
+  }
+  // Calls `read`, which says whether it found all words; where the operand is handed over by them, until it does.
+  template <class Read>
+  MPK_FN void await(int operand, Read read) const {
+    if constexpr (by_words<S>) {
+      bool patient = handed(operand);
+      u32 begin = 0;
+      for (u32 spins = 1; !read() && patient; ++spins)
+        if (spins % 64 == 0 && pages.gives_up(begin)) return;
+    } else {
+      read();
+    }
+  }
+  // For recordings: all threads call it when they have read all that the task waits for.
+  MPK_FN void arrived() const {
+    if constexpr (by_words<S> && S::level >= 1) {
+      if (!(described.expects & 2)) return;
+      sync();
+      if (thread() == 0) {
+        if constexpr (S::level == 1) recorder.template begin<1>(Phase::execute_, described.id);
+        recorder.template next<2>(Phase::gather_, described.id);
+      }
+    }
   }
 
   MPK_FN const char* page() {
@@ -179,7 +222,7 @@ struct LoadContext {
     }
     for (u32 i = 0; i < count && !over; ++i) {
       const Wait& wait = run.waits()[first + i];
-      if (wait.handoff == u32(Handoff::worker_)) continue;
+      if (wait.handoff != u32(Handoff::counter_)) continue;
       const u32* counter = run.counter(wait.event);
       u32 target = wait_target(run, wait);
       if (all(int(load_acquire(counter, wait.scope) - target) >= 0)) continue;

@@ -60,6 +60,12 @@ MPK_FN T load_one(const T* at) {
 // Eight neighbours, 16 bytes of bf16 or 32 of float32, packed as bf16.
 MPK_FN uint4 load_eight(const bf16* at) { return ptx::load_shared_by_all((const uint4*)at); }
 
+// What a word holds until its epoch's producer has stored it: two NaNs that no conversion to bf16 makes.
+constexpr u32 missing = 0xffffffffu;
+MPK_FN bool any_missing(const uint4& v) { return v.x == missing || v.y == missing || v.z == missing || v.w == missing; }
+MPK_FN u32 pair_of(bf16 low, bf16 high) { return u32(high.bits) << 16 | low.bits; }
+MPK_FN bf16 half_of(u32 pair, int index) { return bf16{u16(index % 2 ? pair >> 16 : pair)}; }
+
 // The element `i` of eight packed ones.
 MPK_FN float element(const uint4& v, int i) {
   u32 pair = i < 2 ? v.x : i < 4 ? v.y : i < 6 ? v.z : v.w;

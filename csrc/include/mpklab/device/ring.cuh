@@ -31,6 +31,14 @@ struct Operands {
   u16 slots[max_slots];
 };
 
+// The shape of a kernel in which some tensors are handed over by their own words.
+template <class S>
+struct ByWords : S {};
+template <class S>
+constexpr bool by_words = false;
+template <class S>
+constexpr bool by_words<ByWords<S>> = true;
+
 // Two barriers a page: `full` ends a phase when the page's bytes have landed, `empty` when every consumer warp let go.
 template <class S>
 struct RingBarriers {

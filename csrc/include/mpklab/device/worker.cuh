@@ -76,7 +76,7 @@ struct Consumers {
   PageReader<S> pages;
   Recorder<S::level> recorder{};
   RingPosition<S> unused{};
-  u32 at = 0, parity = 0;  // the next descriptor
+  u32 taken = 0;  // descriptors so far
   bool anchor_due = false;
   bool stopped = false;  // no task is run after this one
 
@@ -92,6 +92,7 @@ struct Consumers {
     for (; run.iteration < launch.iterations; ++run.iteration) {
       run.epoch = run.iteration;
       if (!begin_iteration()) return;
+      if constexpr (by_words<S>) clear_next_copy();
       if constexpr (has_pools<S>) {
         if (!walk_pools()) return;
         queue_length = 0;
@@ -106,10 +107,12 @@ struct Consumers {
 
   // The next descriptor's task, from its events to its signals. False: the run was aborted.
   MPK_FN bool run_task() {
-    const Descriptor& task = shared.tasks[at];
+    const Descriptor& task = shared.tasks[at()];
     u32 id = S::level >= 1 ? task.id : 0;
+    stopped = false;
     Table<K>::call(task.task.variant, *this);
     if (stopped) return false;
+    if (by_words<S> && ptx::load_flag(&shared.over) == over_late) report_late(task);
     if (first_thread()) delay<Delayed::execution>(task.id, run.worker);
     sync();
     if (first_thread()) {
@@ -119,25 +122,31 @@ struct Consumers {
     if (threadIdx.x / 32 == publisher) publish(task);
     // SM clocks follow their load within microseconds, group by group: one anchor an iteration would not do.
     if (first_thread()) recorder.template put_anchored<2>(Kind::end_, Phase::signal_, id);
-    if (++at == descriptors) at = 0, parity ^= 1;
+    ++taken;
     return true;
   }
 
   // One task: what can be read early, its events, the operator.
   template <class V>
   MPK_FN void visit() {
-    const Descriptor& task = shared.tasks[at];
+    const Descriptor& task = shared.tasks[at()];
     Step* next = task.task.flags & u32(TaskFlag::step_) ? &next_step(run) : nullptr;
     WorkContext<S> context{launch, task, shared.step, scratch, next, pages, recorder, ptx::opaque(int(threadIdx.x))};
     typename V::template Work<S> work;
     work.prepare(context);
-    if (threadIdx.x < 32) begin_task(task);
-    sync();
-    if (shared.stop) {
-      stopped = true;
-      return;
+    // Who waits for nothing but words of operands begins to read them.
+    if (by_words<S> && task.expects == 2) {
+      if (first_thread()) recorder.template next<2>(Phase::wait_, task.waits[0].event);
+    } else {
+      if (threadIdx.x < 32) begin_task(task);
+      sync();
+      if (shared.stop) {
+        stopped = true;
+        return;
+      }
     }
     work.gather(context);
+    if (by_words<S> && !launch.prefetch) tell_gathered();
     if (first_thread()) recorder.template next<2>(Phase::execute_, task.id);
     work.compute(context);
   }
@@ -181,14 +190,35 @@ struct Consumers {
     return !ptx::load_flag(&shared.closed);
   }
 
+  // This worker's share of what the last iteration handed over by words is missing again for the next: all who read it
+  // have ended before this iteration's step, and all who write it begin after the next.
+  MPK_FN void clear_next_copy() {
+    if (run.iteration == 0) return;
+    u32 vectors = u32(launch.handed_bytes / 16);
+    uint4* copy = (uint4*)(launch.handed + (run.iteration & 1 ? 0 : launch.handed_bytes));
+    for (u32 i = run.worker * S::threads + threadIdx.x; i < vectors; i += launch.n_workers * S::threads)
+      ptx::store_relaxed(copy + i, make_uint4(missing, missing, missing, missing));
+  }
+
+  MPK_FN void tell_gathered() {
+    sync();
+    if (first_thread()) ptx::store_flag(&shared.gathered, shared.gathered + 1);
+  }
+
+  MPK_FN void report_late(const Descriptor& task) {
+    u32 i = 0;
+    while (i + 1 < task.task.n_waits && task.waits[i].handoff != u32(Handoff::data_)) ++i;
+    report_fault(run, task.id, task.waits[i].event, 0, wait_target(run, task.waits[i]), launch.wait_limit);
+  }
+
   // Tasks in the order in which the loader took them, until it says that the iteration holds no more.
   MPK_FN bool walk_pools() {
     while (fetch()) {
-      const Descriptor& task = shared.tasks[at];
+      const Descriptor& task = shared.tasks[at()];
       if (task.id == no_task) {
         sync();
-        if (first_thread()) ptx::barrier_arrive(shared.finished + at);
-        if (++at == descriptors) at = 0, parity ^= 1;
+        if (first_thread()) ptx::barrier_arrive(shared.finished + at());
+        ++taken;
         return true;
       }
       if (!run_task()) return false;
@@ -200,18 +230,20 @@ struct Consumers {
   MPK_FN bool fetch() {
     u32 clock = 0;
     if constexpr (S::level >= 2) clock = clock_low();
-    while (!ptx::barrier_try(shared.known + at, parity))
+    u64* known = shared.known + at();
+    u32 parity = taken / u32(descriptors) & 1;
+    while (!ptx::barrier_try(known, parity))
       // The loader ended early: every thread decides by the same barrier, which no longer changes.
-      if (ptx::load_flag(&shared.described) && !ptx::barrier_try(shared.known + at, parity)) return false;
+      if (ptx::load_flag(&shared.described) && !ptx::barrier_try(known, parity)) return false;
     if constexpr (has_pools<S> && S::level >= 2)
       if (first_thread()) {
         recorder.template begin_at<2>(Phase::pop_, run.worker, clock);
         recorder.template end<2>(Phase::pop_, run.worker);
-        if (shared.tasks[at].id == no_task) return true;
+        if (shared.tasks[at()].id == no_task) return true;
         clock = clock_low();
       }
     if constexpr (S::level >= 2)
-      if (first_thread()) recorder.template begin_at<2>(Phase::fetch_, shared.tasks[at].id, clock);
+      if (first_thread()) recorder.template begin_at<2>(Phase::fetch_, shared.tasks[at()].id, clock);
     return true;
   }
   MPK_FN void begin_task(const Descriptor& task) {
@@ -227,10 +259,14 @@ struct Consumers {
     if (!first_thread()) return;
     shared.stop = !passed;
     if (task.task.flags & u32(TaskFlag::step_)) prepare_step(run, shared.step);
-    if constexpr (S::level == 1) recorder.template begin<1>(Phase::execute_, task.id);
-    recorder.template next<2>(Phase::gather_, task.id);
+    if (!by_words<S> || !(task.expects & 2)) {
+      if constexpr (S::level == 1) recorder.template begin<1>(Phase::execute_, task.id);
+      recorder.template next<2>(Phase::gather_, task.id);
+    }
     write_anchor();
   }
+
+  MPK_FN u32 at() const { return taken % u32(descriptors); }
 
   // All events of the task, polled side by side by the lanes of the first warp. False: aborted.
   MPK_FN bool pass(const Descriptor& task) {
@@ -242,13 +278,13 @@ struct Consumers {
       return true;
     }
     u32 lane = threadIdx.x, count = task.task.n_waits, at_wait = 0;
-    if (count == 0) return !pages.dead;
+    if (count == 0) return !pages.over();
     bool met = lane >= count;
     const u32* counter = nullptr;
     u32 target = 0, seen = 0, scope = 0, event = 0;
     if (!met) {
       const Wait& wait = task.waits[lane];
-      met = wait.handoff == u32(Handoff::worker_);
+      met = wait.handoff != u32(Handoff::counter_);
       counter = run.counter(wait.event);
       target = wait_target(run, wait);
       scope = wait.scope, event = wait.event;
@@ -289,16 +325,16 @@ struct Consumers {
     bool publishes = task.task.flags & u32(TaskFlag::step_);
     delay<Delayed::signals>(task.id, run.worker);
     if constexpr (has_pools<S>) {
-      if (!pages.dead) publish_to_pools(task);
+      if (!pages.over()) publish_to_pools(task);
     } else if constexpr (one_operator<S>) {
       if (lane == 0 && publishes) count_step(run);
     } else {
-      if (!(task.task.flags & u32(TaskFlag::drop_signals_)) && lane < task.task.n_signals && !pages.dead)
+      if (!(task.task.flags & u32(TaskFlag::drop_signals_)) && lane < task.task.n_signals && !pages.over())
         signal_event(run, task.signals[lane]);
-      if (lane == 0 && publishes && !pages.dead) publish_step(run);
+      if (lane == 0 && publishes && !pages.over()) publish_step(run);
     }
     __syncwarp();
-    if (lane == 0) ptx::barrier_arrive(shared.finished + at);
+    if (lane == 0) ptx::barrier_arrive(shared.finished + at());
   }
 
   // Where there are pools a signal may hand out tasks, and the end of an iteration those that open the next.
@@ -342,7 +378,9 @@ struct Consumers {
 template <class S, class K>
 struct Loader {
   LoadContext<S>& context;
-  u32 laid_out = 0;     // descriptors, where there are pools
+  u32 laid_out = 0;     // descriptors: of the iteration, or where there are pools of all
+  u32 copy = 0;         // of what is handed over by words: parity of the iteration that is laid out
+  u32 loaded = 0;       // tasks, where some tensors are handed over by their own words
   u32 loaded_next = 0;  // bytes that the upcoming task streams
   bool stays = false;   // in the pool, for all of every iteration
   Turn turn{};
@@ -367,6 +405,7 @@ struct Loader {
       word = load_word(next_id, lane), id = next_id, next_id = next();
       describe(describe_at, describe_parity, this_id, this_word);
       if (++describe_at == descriptors) describe_at = 0, describe_parity ^= 1;
+      if (++laid_out == length) laid_out = 0, copy ^= 1;
       return !context.over;
     };
     describe_next();
@@ -382,6 +421,7 @@ struct Loader {
         if constexpr (S::l2_bytes > 0) send_ahead(upcoming);
         context.poll_host();
         Table<K>::call(context.task().variant, *this);
+        if constexpr (by_words<S>) ++loaded;
       }
       if constexpr (S::level >= 3)
         if (lane == 0)
@@ -453,7 +493,7 @@ struct Loader {
   template <class V>
   MPK_FN void visit() {
     if constexpr (V::template loads<S>) {
-      if (!context.launch.prefetch && !context.wait_for(context.task().waits, context.task().n_waits)) return;
+      if (!context.launch.prefetch && !wait_like_consumers()) return;
       if (context.lane() == 0) context.recorder.template begin<3>(Phase::load_, context.described->id);
       V::load(context);
       if (context.lane() == 0) context.recorder.template end<3>(Phase::load_, context.described->id);
@@ -556,6 +596,19 @@ struct Loader {
     return u64(base.y) << 32 | base.x;
   }
 
+  // Without prefetch: until the consumers have what the current task waits for.
+  MPK_FN bool wait_like_consumers() {
+    if constexpr (!by_words<S>) return context.wait_for(context.task().waits, context.task().n_waits);
+    for (u32 spins = 1; !context.all(int(ptx::load_flag(&context.shared.gathered) - loaded) > 0); ++spins)
+      if (context.give_up(spins)) return false;
+    return true;
+  }
+
+  MPK_FN u64 load_next_copy(u32 slot) const {
+    uint2 bytes = ptx::load_constant((const uint2*)&((const Slot*)context.launch.slots)[slot].next_copy);
+    return u64(bytes.y) << 32 | bytes.x;
+  }
+
   // Lays out the task and what it names for the consumers.
   MPK_FN void describe(u32 at, u32 parity, u32 id, u32 word, bool popped = false) {
     Shared<S>& shared = context.shared;
@@ -565,13 +618,30 @@ struct Loader {
     Descriptor& to = shared.tasks[at];
     if (lane < sizeof(Task) / 4) ((u32*)&to.task)[lane] = word;
     __syncwarp();
+    bool handed = false;
+    u32 kind = 0;
     if (lane < to.task.n_waits) {
-      ((uint4*)to.waits)[lane] = ptx::load_constant((const uint4*)context.launch.waits + to.task.waits + lane);
+      uint4 wait = ptx::load_constant((const uint4*)context.launch.waits + to.task.waits + lane);
+      ((uint4*)to.waits)[lane] = wait;
+      kind = wait.w >> 16 & 0xffu;
     } else if (lane >= 8 && lane - 8 < to.task.n_signals) {
       ((uint2*)to.signals)[lane - 8] =
           ptx::load_constant((const uint2*)context.launch.signals + to.task.signals + lane - 8);
     } else if (lane >= 16 && lane - 16 < max_slots) {
-      to.bases[lane - 16] = load_base(to.task.slots[lane - 16]);
+      u32 slot = to.task.slots[lane - 16];
+      u64 base = load_base(slot);
+      if constexpr (by_words<S>) {
+        u64 next_copy = load_next_copy(slot);
+        handed = next_copy != 0;
+        if (copy) base += next_copy;
+      }
+      to.bases[lane - 16] = base;
+    }
+    if constexpr (by_words<S>) {
+      u32 operands = __ballot_sync(0xffffffffu, handed) >> 16;
+      u32 counters = __any_sync(0xffffffffu, lane < to.task.n_waits && kind == u32(Handoff::counter_));
+      u32 words = __any_sync(0xffffffffu, lane < to.task.n_waits && kind == u32(Handoff::data_));
+      if (lane == 31) to.handed = operands, to.expects = counters | words << 1;
     }
     if (lane == 31) to.id = id;
     if constexpr (has_pools<S>)
@@ -586,7 +656,9 @@ constexpr int threads() {
   return 32 * (ConsumerWarps + 1);
 }
 
-enum class Holds { queues, pools, operator_ };  // what a kernel takes its tasks from
+// What a kernel takes its tasks from: queues, also pools, one row; `words`: queues, and some tensors are handed over by
+// their own words.
+enum class Holds { queues, pools, operator_, words };
 template <Holds What, class S>
 struct Choice {
   using type = S;
@@ -594,6 +666,10 @@ struct Choice {
 template <class S>
 struct Choice<Holds::pools, S> {
   using type = WithPools<S>;
+};
+template <class S>
+struct Choice<Holds::words, S> {
+  using type = ByWords<S>;
 };
 template <class S>
 struct Choice<Holds::operator_, S> {
@@ -628,7 +704,7 @@ MPK_FN void run_device(const Launch& launch, const Operands& operands = {}) {
       ptx::barrier_init(shared.known + i, 1);
       ptx::barrier_init(shared.finished + i, 1);
     }
-    shared.closed = shared.stop = shared.described = 0;
+    shared.closed = shared.stop = shared.described = shared.over = shared.gathered = 0;
     ptx::barrier_init_fence();
   }
   __syncthreads();

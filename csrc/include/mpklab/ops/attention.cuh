@@ -99,15 +99,33 @@ struct Attention {
     static MPK_FN float constant(const float* at) { return __uint_as_float(ptx::load_constant((const unsigned*)at)); }
     static MPK_FN float constant(const bf16* at) { return widen(bf16{ptx::load_constant((const u16*)at)}); }
   };
-  static MPK_FN void rotate(const T* from, const Rotation& by, int lane, float (&low)[each], float (&high)[each]) {
+  // Its elements as they come, once they are there.
+  template <class S>
+  static MPK_FN void read_halves(WorkContext<S>& c, int operand, const T* from, float (&low)[each],
+                                 float (&high)[each]) {
+    c.await(operand, [&] {
+      bool all = true;
+#pragma unroll
+      for (int i = 0; i < each; ++i) {
+        int d = i * 32 + c.lane();
+        low[i] = high[i] = 0.0f;
+        if (d >= D / 2) continue;
+        if constexpr (by_words<S> && matrix) {
+          u32 first = ptx::load_relaxed((const u32*)from + u32(d) / 2);
+          u32 second = ptx::load_relaxed((const u32*)from + u32(D / 2 + d) / 2);
+          all &= first != missing && second != missing;
+          low[i] = widen(half_of(first, d)), high[i] = widen(half_of(second, d));
+        } else {
+          low[i] = widen(load_one(from + d)), high[i] = widen(load_one(from + D / 2 + d));
+        }
+      }
+      return all;
+    });
+  }
+  static MPK_FN void rotate(const Rotation& by, float (&low)[each], float (&high)[each]) {
     float squares = 0.0f;
 #pragma unroll
-    for (int i = 0; i < each; ++i) {
-      int d = i * 32 + lane;
-      low[i] = high[i] = 0.0f;
-      if (d < D / 2) low[i] = widen(load_one(from + d)), high[i] = widen(load_one(from + D / 2 + d));
-      squares += low[i] * low[i] + high[i] * high[i];
-    }
+    for (int i = 0; i < each; ++i) squares += low[i] * low[i] + high[i] * high[i];
     if constexpr (QKNORM) {
       float scale = inverse_root(lane_sum(squares) / float(D), EPS);
 #pragma unroll
@@ -116,8 +134,9 @@ struct Attention {
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       float l = low[i], h = high[i];
-      low[i] = l * by.cosine[i] - h * by.sine[i];
-      high[i] = h * by.cosine[i] + l * by.sine[i];
+      // Which product is rounded is said here: a compiler may choose differently from kernel to kernel.
+      low[i] = fmaf(l, by.cosine[i], -__fmul_rn(h, by.sine[i]));
+      high[i] = fmaf(h, by.cosine[i], __fmul_rn(l, by.sine[i]));
     }
   }
 
@@ -147,11 +166,15 @@ struct Attention {
     for (int item = c.warp(); item < group + (appends ? 2 : 0); item += S::warps) {
       long row = head_at(b, kv) + span.position * step;
       if (item == group + 1) {
-        const T* from = c.template data<T>(2) + long(b) * VS + VOFF + kv * key_step;
-        for (int d = lane; d < D; d += 32) {
-          T v = load_one(from + d);
-          value[d] = narrow<X>(widen(v));
-          c.template data<T>(7)[row + d] = v;
+        float low[each], high[each];
+        read_halves(c, 2, c.template data<T>(2) + long(b) * VS + VOFF + kv * key_step, low, high);
+        T* to = c.template data<T>(7) + row;
+#pragma unroll
+        for (int i = 0; i < each; ++i) {
+          int d = i * 32 + lane;
+          if (d >= D / 2) continue;
+          value[d] = narrow<X>(low[i]), value[D / 2 + d] = narrow<X>(high[i]);
+          to[d] = narrow<T>(low[i]), to[D / 2 + d] = narrow<T>(high[i]);
         }
         continue;
       }
@@ -159,10 +182,11 @@ struct Attention {
       const T* from = is_key ? c.template data<T>(1) + long(b) * KS + KOFF + kv * key_step
                              : c.template data<T>(0) + long(b) * QS + QOFF + kv * query_step + item * D;
       float low[each], high[each];
+      read_halves(c, is_key, from, low, high);
       if (group + 2 <= S::warps || item == c.warp())
-        rotate(from, first, lane, low, high);
+        rotate(first, low, high);
       else
-        rotate(from, rotation(c, span, is_key), lane, low, high);
+        rotate(rotation(c, span, is_key), low, high);
 #pragma unroll
       for (int i = 0; i < each; ++i) {
         int d = i * 32 + lane;
@@ -221,6 +245,7 @@ struct Attention {
     MPK_FN void gather(WorkContext<S>& c) {
       bf16* query = (bf16*)c.scratch;
       if (span.begin < span.end) make_rows(c, span, rotation_of_mine, query, query + 8 * D, query + 9 * D);
+      c.arrived();
     }
 
     // What a warp knows of its rows. A lane's part is head lane / 4 in the first two, heads 2t and 2t + 1 in the
@@ -266,7 +291,8 @@ struct Attention {
       constexpr int together = D % 64 == 0 ? 2 : 1;
       int g = c.lane() / 4, t = c.lane() % 4;
       float even[4] = {}, odd[4] = {};
-#pragma unroll
+// All at once where a thread has the registers: spilled ones cost every task a trip to the L2.
+#pragma unroll(S::warps > 8 ? 1 : 8)
       for (int first = 0; first < D / 32; first += together) {
         uint4 q[together], k[together];
 #pragma unroll

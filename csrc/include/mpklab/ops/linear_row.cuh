@@ -34,7 +34,8 @@ struct RowGeometry {
   static constexpr int capacity = larger(2 * S::pages * page_runs, 2 * L::streams * runs);
   static constexpr int most_rows = capacity / L::streams / runs;
   static constexpr int whole = page_runs / greatest_common_divisor(runs, page_runs);
-  static constexpr int batch = most_rows >= whole ? most_rows / whole * whole : most_rows;
+  static constexpr int unit = whole % 2 ? 2 * whole : whole;  // rows are stored two by two
+  static constexpr int batch = most_rows >= unit ? most_rows / unit * unit : most_rows / 2 * 2;
 };
 
 template <class L, class S>
@@ -61,7 +62,8 @@ struct LinearRow {
   }
 
   uint4 x[G::blocks][2], gain[L::NORM ? G::blocks : 1][2];
-  float square = 0.0f, added = 0.0f;
+  float square = 0.0f;
+  float added = 0.0f;  // the residual of the first row, by words the bits of its pair
 
   // The elements of column n that this lane feeds, half j as it meets them.
   MPK_FN static int first_element(int warp, int n, int j, int lane) {
@@ -85,23 +87,33 @@ struct LinearRow {
 
   MPK_FN void gather(WorkContext<S>& c) {
     bool live = c.rows(L::Dim, 1) > 0;
-    if (live) added = first_residual(c);
+    if (live && L::SPLITS == 0) ask_for_residual(c);
     const uint4* merged = nullptr;
     if constexpr (L::SPLITS > 0) {
       if (live) merged = merge(c);
     }
+    c.await(0, [&] {
+      bool all = true;
 #pragma unroll
-    for (int i = 0; i < G::blocks; ++i) {
-      int n = i * 8 + c.lane() / 4;
+      for (int i = 0; i < G::blocks; ++i) {
+        int n = i * 8 + c.lane() / 4;
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        x[i][j] = make_uint4(0, 0, 0, 0);
-        if (n < G::columns && live) {
-          int k = first_element(c.warp(), n, j, c.lane());
-          x[i][j] = merged ? ptx::load_shared(merged + k / 8) : L::activations(c, 0, k);
+        for (int j = 0; j < 2; ++j) {
+          x[i][j] = make_uint4(0, 0, 0, 0);
+          if (n < G::columns && live) {
+            int k = first_element(c.warp(), n, j, c.lane());
+            if constexpr (L::SPLITS > 0)
+              x[i][j] = ptx::load_shared(merged + k / 8);
+            else
+              x[i][j] = L::activations(c, 0, k);
+            if constexpr (by_words<S>) all &= !any_missing(x[i][j]);
+          }
         }
       }
-    }
+      return all;
+    });
+    if (live && L::SPLITS > 0) ask_for_residual(c);  // merging takes the registers
+    c.arrived();
     if constexpr (L::SPLITS > 0) c.sync();  // the merged row lies where compute puts its partial sums
     if constexpr (L::NORM) {
 #pragma unroll
@@ -165,9 +177,32 @@ struct LinearRow {
   static constexpr int groups = S::threads / lanes;
 
   // The residual of the first row that this thread finishes is asked for before the pages are waited for.
-  MPK_FN static float first_residual(WorkContext<S>& c) {
-    int r = c.task().tile[0] + int(u32(c.thread()) / lanes);
-    return L::residual && u32(c.thread()) % lanes == 0 && r < c.task().tile[1] ? L::residual_of(c, 0, r) : 0.0f;
+  MPK_FN static int first_row(WorkContext<S>& c) { return c.task().tile[0] + int(u32(c.thread()) / lanes); }
+  MPK_FN static bool has_first_row(WorkContext<S>& c) {
+    return u32(c.thread()) % lanes == 0 && first_row(c) < c.task().tile[1];
+  }
+  MPK_FN void ask_for_residual(WorkContext<S>& c) {
+    if (!L::residual || !has_first_row(c)) return;
+    if constexpr (by_words<S>)
+      added = __uint_as_float(ptx::load_relaxed(residual_pair(c, first_row(c))));
+    else
+      added = L::residual_of(c, 0, first_row(c));
+  }
+  // By words: the pair in which the residual of a row lies. It is long there, so who adds it looks whether it is.
+  MPK_FN static const u32* residual_pair(WorkContext<S>& c, int r) {
+    return (const u32*)c.template data<bf16>(4) + u32(r) / 2;
+  }
+  MPK_FN float residual_of(WorkContext<S>& c, int r, bool asked_before) {
+    if constexpr (by_words<S> && L::residual) {
+      u32 pair = asked_before ? __float_as_uint(added) : missing;
+      c.await(4, [&] {
+        if (pair == missing) pair = ptx::load_relaxed(residual_pair(c, r));
+        return pair != missing;
+      });
+      return widen(half_of(pair, r));
+    } else {
+      return asked_before ? added : L::residual_of(c, 0, r);
+    }
   }
 
   MPK_FN void multiply_page(WorkContext<S>& c, int first, int total, float* partial) {
@@ -234,10 +269,25 @@ struct LinearRow {
       int i = base + int(u32(c.thread()) / lanes), from = min(i, rows - 1) * G::runs;
       float y = row_sum(partial + from, j) * scale, up = 0.0f;
       if constexpr (L::gated) up = row_sum(partial + G::batch * G::runs + from, j) * scale;
-      if (j == 0 && i < rows) {
-        float value = L::finish(c, 0, r + i, y, up, first && base == 0 ? added : L::residual_of(c, 0, r + i));
-        if constexpr (L::PARTS > 0) best.see(value, r + i);
+      bool mine = j == 0 && i < rows;
+      float value = 0.0f;
+      if constexpr (by_words<S> && same<typename L::TO, bf16>) {
+        bf16 low{}, high{};
+        if (mine) low = L::outcome(c, r + i, y, up, residual_of(c, r + i, first && base == 0));
+        value = widen(low);
+        // A word that is handed over is stored whole: a row and its neighbour, which the next lanes hold.
+        high.bits = u16(__shfl_down_sync(0xffffffffu, u32(low.bits), lanes));
+        bf16* to = c.template data<bf16>(2) + r + i;
+        if (!c.handed(2)) {
+          if (mine) *to = low;
+        } else if (mine && i % 2 == 0) {
+          ptx::store_relaxed((u32*)to, pair_of(low, high));
+        }
+      } else if (mine) {
+        value = L::finish(c, 0, r + i, y, up, residual_of(c, r + i, first && base == 0));
       }
+      if constexpr (L::PARTS > 0)
+        if (mine) best.see(value, r + i);
     }
   }
 

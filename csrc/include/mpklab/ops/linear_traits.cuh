@@ -22,7 +22,9 @@ struct LinearTraits {
   // Elements [k, k + 8) of activation row b as bf16, its splits merged; rows that are not live are the caller's matter.
   template <class S>
   static MPK_FN uint4 activations(const WorkContext<S>& c, int b, int k) {
-    if constexpr (SPLITS == 0) {
+    if constexpr (SPLITS == 0 && by_words<S>) {
+      return ptx::load_relaxed((const uint4*)(c.template data<bf16>(0) + long(b) * K + k));
+    } else if constexpr (SPLITS == 0) {
       return load_eight(c.template data<bf16>(0) + long(b) * K + k);
     } else {
       long head = long(b) * (K / D) + k / D;
@@ -54,15 +56,19 @@ struct LinearTraits {
   // compared for the argmax, which is what was stored.
   template <class S>
   static MPK_FN float finish(const WorkContext<S>& c, int b, int n, float y, float up, float added) {
+    TO stored = outcome(c, n, y, up, added);
+    c.template data<TO>(2)[long(b) * N + n] = stored;
+    return widen(stored);
+  }
+  template <class S>
+  static MPK_FN TO outcome(const WorkContext<S>& c, int n, float y, float up, float added) {
     if constexpr (BIAS) y += widen(*c.template row<T>(5, n, 1));
     if constexpr (gated) {
       if constexpr (BIAS) up += widen(*c.template row<T>(5, N + n, 1));
       y = silu(y) * up;
     }
     if constexpr (residual) y += added;
-    TO stored = narrow<TO>(y);
-    c.template data<TO>(2)[long(b) * N + n] = stored;
-    return widen(stored);
+    return narrow<TO>(y);
   }
   template <class S>
   static MPK_FN float residual_of(const WorkContext<S>& c, int b, int n) {
