@@ -29,9 +29,9 @@ struct RowsGeometry {
   static constexpr int block = columns * 64;
   static constexpr int most_blocks = larger(1, 24576 / (L::streams * warps * block * 4));
   static constexpr int page_blocks = smaller(most_blocks, S::page_bytes / (span * 16)), page_rows = page_blocks * 8;
+  static_assert(page_blocks >= 1, "a page holds 8 rows of 64 elements for every consumer warp");
+  static_assert(page_rows <= 32, "a lane copies one row of a page");
   static constexpr int group_blocks = most_blocks / page_blocks * page_blocks;
-  static_assert(page_rows <= 32 && slice % 64 == 0, "a lane copies one row of a page");
-
   static constexpr int group_rows = group_blocks * 8;
   static constexpr int sums = group_blocks * L::streams * warps * block;
 };
