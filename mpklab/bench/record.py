@@ -62,8 +62,8 @@ def main(args: argparse.Namespace) -> int:
         same = torch.equal(logits[level].view(torch.int32), logits[0].view(torch.int32))
         print(
             f"  level {level}: {np.median(values):8.4f} ms a step, {middle - 1:+7.2%} "
-            f"[{low - 1:+.2%}, {high - 1:+.2%}]  "
-            f"estimated {estimated:+.2%} from {records:.0f} records a worker (took {each:.0f} ns each)  outputs {'identical' if same else 'DIFFER'}"
+            f"[{low - 1:+.2%}, {high - 1:+.2%}]  estimated {estimated:+.2%} from {records:.0f} records a worker "
+            f"(took {each:.0f} ns each)  outputs {'identical' if same else 'DIFFER'}"
         )
     return 0
 
