@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mpklab import env, models, stamp
+from mpklab import models, stamp
 from mpklab.analysis import bounds, bubbles
 from mpklab.analysis.idle import NAMES
 from mpklab.errors import EnvError, MpkError, ProfileError, RunError, suggest
@@ -24,6 +23,7 @@ from mpklab.graph import Graph
 from mpklab.machine import Machine
 from mpklab.models import Model
 from mpklab.profile import Profile
+from mpklab.progress import Progress
 from mpklab.schedule import Schedule
 from mpklab.simulator import Costs, predict
 from mpklab.study.knobs import KNOBS, Bench, Configuration, combinations, text
@@ -119,11 +119,10 @@ class Study:
         }
         configurations = combinations(knobs, setting)
         done = {row["run"] for row in self._rows if row.get("place") == self._rows.place}
-        tell = report or (Progress() if env.show_progress() else lambda *_: None)
         rounds = 1 if simulate else rounds
         missing = [(number, c) for number in range(rounds) for c in configurations if c.run(number) not in done]
         total, left = rounds * len(configurations), len(missing)
-        made = 0
+        made, begin = 0, time.perf_counter()
 
         def add(c: Configuration, number: int, row: dict[str, Any]) -> None:
             nonlocal made
@@ -141,17 +140,22 @@ class Study:
             }
             made += 1
             self._rows.append({**head, **row})
-            tell(total - left + made, total, {**head, **row})
+            rest = (time.perf_counter() - begin) / made * (left - made)
+            result = row["error"] if row.get("error") else f"{row['ms']:.3f} ms"
+            stage.say(f"{total - left + made} of {total} rows, {result}, {rest:.0f} s left")
+            if report is not None:
+                report(total - left + made, total, {**head, **row})
 
-        try:
-            if simulate:
-                bench = Bench(graph, None)
-                for number, c in missing:
-                    add(c, number, _caught(self._predicted, bench, c, number, shared))
-            elif missing:
-                self._measure(graph, model, missing, shared, add)
-        finally:
-            self._rows.close()
+        with Progress(quiet=report is not None) as progress, progress.stage("sweep") as stage:
+            try:
+                if simulate:
+                    bench = Bench(graph, None)
+                    for number, c in missing:
+                        add(c, number, _caught(self._predicted, bench, c, number, shared))
+                elif missing:
+                    self._measure(graph, model, missing, shared, add)
+            finally:
+                self._rows.close()
         table = self.frame
         return table[table["config"].isin([c.id for c in configurations])].reset_index(drop=True)
 
@@ -347,22 +351,6 @@ class Study:
             f"Study({str(self.folder)!r}: {len(table)} rows of {table['config'].nunique()} configurations"
             f"{f', {failed} failed' if failed else ''})"
         )
-
-
-class Progress:
-    """One line on standard error that says how far a sweep is and how long the rest will take."""
-
-    def __init__(self) -> None:
-        self._begin, self._first = time.perf_counter(), -1
-
-    def __call__(self, done: int, total: int, row: dict[str, Any]) -> None:
-        if self._first < 0:
-            self._begin, self._first = time.perf_counter(), done
-        seconds = time.perf_counter() - self._begin
-        rest = seconds / max(1, done - self._first) * (total - done)
-        result = row["error"] if row.get("error") else f"{row['ms']:.3f} ms"
-        last = "\n" if done == total else ""
-        print(f"\r{done}/{total}  {result!s:.60}  {rest:.0f} s left\x1b[K", end=last, file=sys.stderr, flush=True)
 
 
 def _graph_of(
