@@ -65,8 +65,9 @@ def changes(graph: Any, machine: Any) -> dict[str, Change]:
         "baseline": Change(lowered()),
         # Hand-offs: what one persistent kernel is for.
         "one barrier between operators": Change(lowered(barriers=True)),
-        "handed over by counters": Change(lowered(handoff="counter")),
-        "handed over by words": Change(lowered(handoff="data")),
+        f"handed over by {'counters' if plan.handoffs else 'words'}": Change(
+            lowered(handoff="counter" if plan.handoffs else "data")
+        ),
         "one kernel per operator": Change(lowered(), launch="per_operator"),
         "one kernel per operator: two blocks an SM": Change(lowered(**TWO_BLOCKS), launch="per_operator"),
         "one kernel per operator: nothing loaded before the wait": Change(
