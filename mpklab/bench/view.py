@@ -24,7 +24,7 @@ from mpklab.widgets.task_dag import lay_out, read_tasks, task_dag
 from mpklab.widgets.timeline import timeline
 from mpklab.widgets.view import View
 
-DAG_LAYERS = {"10^4": 16, "10^5": 152}  # of Qwen3-8B on an H200: 10,762 and 100,010 tasks
+DAG_LAYERS = {"10^4": 16, "10^5": 152}  # of Qwen3-8B on an H200: a little more than that many tasks
 ITERATIONS = {"10^5": 1, "10^6": 9}  # of the H200 recording of Qwen3-8B, its second one over and over
 FIRST_INK_S, FRAME_MS, IN_VIEW = 1.0, 50.0, 20_000  # what is aimed at
 # Counts from the key that runs the cell to the first frame in which a view's canvas holds more than its ground.
