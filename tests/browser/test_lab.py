@@ -95,9 +95,10 @@ print("listening")"""
     page.wait_for_selector("text=/^listening/", timeout=60_000)
     studio = page.locator(".mpk", has=page.locator(".mpk-part-dag")).first
     studio.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
     chosen = lab.folder / "chosen.json"
     studio.locator("[data-task='17']").click()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 20
     while not chosen.exists() and time.monotonic() < end:
         page.wait_for_timeout(50)
     assert json.loads(chosen.read_text()) == [17]

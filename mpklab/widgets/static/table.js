@@ -30,7 +30,7 @@ export function mountTable(el, meta, columns, host = {}) {
   const signal = host.signal, selection = host.selection ?? new Selection();
   const model = readTasks(meta, columns), shown = tableColumns(model, meta, columns);
   const all = Int32Array.from({ length: model.n }, (_, i) => i);
-  let rows = all, sort = { column: 0, down: false }, only = false;
+  let rows = all, sort = { column: 0, down: false }, only = false, drawn = {};
 
   const head = make("tr", {}), body = make("tbody");
   const before = make("tr", { "aria-hidden": "true" }), after = make("tr", { "aria-hidden": "true" });
@@ -55,6 +55,12 @@ export function mountTable(el, meta, columns, host = {}) {
   }
   function draw() {
     const first = Math.max(0, Math.floor(scroll.scrollTop / ROW) - 8), last = Math.min(rows.length, first + Math.ceil(scroll.clientHeight / ROW) + 24);
+    // Rows that stay are kept: a row replaced between press and release would swallow the click.
+    if (drawn.rows === rows && drawn.first === first && drawn.last === last) {
+      for (const tr of body.querySelectorAll("[data-task]")) tr.setAttribute("aria-selected", String(selection.ids.has(Number(tr.getAttribute("data-task")))));
+      return tell();
+    }
+    drawn = { rows, first, last };
     before.style.height = `${first * ROW}px`;
     after.style.height = `${(rows.length - last) * ROW}px`;
     const lines = [before];
@@ -65,6 +71,9 @@ export function mountTable(el, meta, columns, host = {}) {
       lines.push(tr);
     }
     body.replaceChildren(...lines, after);
+    return tell();
+  }
+  function tell() {
     count.textContent = only ? `${rows.length} of ${model.n}` : selection.ids.size ? `${selection.ids.size} of ${model.n} selected` : `${model.n}`;
   }
   const choose = (event) => {
