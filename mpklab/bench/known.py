@@ -113,9 +113,9 @@ def _keep(profile: Profile, name: str, args: argparse.Namespace) -> None:
 
 
 def symptoms(profile: Profile, operator: str, task: int) -> dict[str, list[float]]:
-    """What a delay of one task may move, in ns per recorded iteration: how long it runs; per worker that waits for its
-    operator, the time while it runs and until its signal is seen; on the path of blame, its execution and what tasks that
-    wait for its operator wait for signals; the hand-off itself."""
+    """What a delay of one task may move, in ns per recorded iteration: how long it runs; per other worker that waits for
+    its operator, the time while it runs and until its signal is seen; on the path of blame, its execution, and its signals
+    or what tasks that wait for its operator wait for them; the hand-off itself."""
     ops = [i for i, o in enumerate(profile.operators) if o["name"] == operator]
     mine = np.append(np.isin(profile.tasks["operator"], ops), False)
     p, t, w, path = pieces(profile), tasks(profile), waits(profile), blame(profile)
@@ -135,12 +135,15 @@ def symptoms(profile: Profile, operator: str, task: int) -> dict[str, list[float
             some = caused & (p.iteration == it) & (p.kind == _CODE[name])
             of_class[name] = np.bincount(p.worker[some], p.ns[some], p.n_workers)
         there = (of_class["producer"] + of_class["latency"]) > 0
+        there[own["worker"]] = False  # who is late waits for nobody
         for name, ns in of_class.items():
             out[name].append(float(np.median(ns[there])) if there.any() else np.nan)
         here = path["iteration"] == it
         runs = here & (path["op"] == operator) & (path["segment"] == "execute")
         out["path runs"].append(float(path.loc[runs, "dur_ns"].sum()))
-        out["path waits"].append(float(path.loc[here & theirs & (path["segment"] == "latency"), "dur_ns"].sum()))
+        # The path leads through who waits, or through the late worker itself where that goes on first.
+        held_up = theirs & (path["segment"] == "latency") | (path["op"] == operator) & (path["segment"] == "signal")
+        out["path waits"].append(float(path.loc[here & held_up, "dur_ns"].sum()))
         # Also of who began to wait when it ran no more and had not signalled.
         late = w[(w["iteration"] == it) & mine[w["producer"]]]
         out["handoff"].append(float((late["end_ns"] - late["happened_ns"]).median()))
