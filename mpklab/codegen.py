@@ -117,7 +117,7 @@ def _host_entry() -> list[str]:
     ]
 
 
-# What a CUDA kernel is made with unless the plan says otherwise; FACTS of one H200 in profiles/LOG.md.
+# What a CUDA kernel is made with unless the plan says otherwise; measured on one H200 (profiles/LOG.md).
 DEVICE_SETTINGS = {"consumer_warps": 8, "page_bytes": 32768, "pages": 6, "in_flight": 2, "l2_bytes": 0}
 
 

@@ -73,8 +73,7 @@ class PersistentKernel:
             raise GraphError(f"PersistentKernel takes no {name!r}: {suggest(name, known)}")
         if (world_size, mpi_rank) != (1, 0):
             raise GraphError(
-                f"PersistentKernel runs on one device: world_size={world_size} and mpi_rank={mpi_rank} must be 1 and 0 "
-                "until the multi-device backend stands"
+                f"PersistentKernel runs on one device: world_size={world_size} and mpi_rank={mpi_rank} must be 1 and 0"
             )
         if spec_decode_config is not None:
             raise GraphError("PersistentKernel has no speculative decoding: leave out spec_decode_config")
