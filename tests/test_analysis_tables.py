@@ -50,6 +50,16 @@ def test_handoff_counts_only_waits_that_were_there_before_the_signal():
     assert (row["median_ns"], row["publish_ns"], row["check_ns"]) == (9, 4, 0)
 
 
+@pytest.mark.parametrize(("there", "waited"), [(90, True), (102, True), (103, True), (104, False)])
+def test_handoff_counts_waits_that_began_while_the_signal_was_on_its_way(there, waited):
+    queues = [[[Run("a", 0, 100, signal=4)], [Run("n", 0, there), Run("b", 0, 5)]]]
+    profile = make([A, Op("n"), B], queues, latency=9)
+    row = analysis.handoff(profile).iloc[0]
+    assert (row["waits"], row["waited"]) == (1, int(waited))
+    if waited:
+        assert (row["median_ns"], row["publish_ns"]) == (9, 4)
+
+
 def test_utilisation_adds_up_to_the_workers():
     profile = make([A, B], [[[Run("a", 0, 100)], [Run("b", 0, 100)]]], bytes_per_task=1000.0)
     table = analysis.utilisation(profile, bins=4)

@@ -16,8 +16,8 @@ from mpklab.profile import Profile
 def waits(profile: Profile) -> pd.DataFrame:
     """One row per recorded wait: rank, worker, iteration, task, event, begin_ns, end_ns, dur_ns · producer: the task that
     signalled last (-1 unknown) · happened_ns, done_ns: when it began to, and had (NEVER unknown) · waited: the worker
-    was there before · latency_ns: from then to the end of the wait (NaN unless waited) · publish_ns: of that, the
-    producer's signal phase.
+    was there before it had · latency_ns: from when it began to, to the end of the wait (NaN unless waited) ·
+    publish_ns: of that, the producer's signal phase.
     """
     d = decode(profile)
     at = np.nonzero((d.phase == records.WAIT) & (d.lanes.role[d.lane] == records.COMPUTE) & ~d.truncated)[0]
@@ -36,7 +36,7 @@ def waits(profile: Profile) -> pd.DataFrame:
         producer[ok], happened[ok] = seen.sender[r, e], seen.happened[r, e]
         sent = np.maximum(seen.sender[r, e], 0)
         done[ok] = np.where(seen.sender[r, e] >= 0, seen.done[r, sent], NEVER)
-    waited = (happened != NEVER) & (happened > begin)
+    waited = (happened != NEVER) & (np.maximum(happened, done) > begin)
     some = waited & (happened <= end)
     latency = np.where(waited, np.maximum(0, end - np.where(waited, happened, end)), np.nan)
     publish = np.where(some & (done != NEVER), np.minimum(done, end) - happened, np.where(waited, 0.0, np.nan))
@@ -63,7 +63,7 @@ def waits(profile: Profile) -> pd.DataFrame:
 def handoff(profile: Profile, by: str = "op") -> pd.DataFrame:
     """Signal-to-notice latency, one row per pair of operators (`by="op"`), pair of operator kinds ("kind") or event.
 
-    producer, consumer (or event) · waits: recorded · waited: those where the worker was there before the signal ·
+    producer, consumer (or event) · waits: recorded · waited: those where the worker was there before the signal was out ·
     median_ns, p10_ns, p90_ns, p99_ns, max_ns of the latency of these, from the end of the producer's execution to the
     end of the consumer's wait · publish_ns: median of the part the producer's signal phase took · check_ns: median
     length of the other waits, whose event had happened before · error_ns: error bar of one latency.

@@ -144,9 +144,8 @@ def symptoms(profile: Profile, operator: str, task: int) -> dict[str, list[float
         # The path leads through who waits, or through the late worker itself where that goes on first.
         held_up = theirs & (path["segment"] == "latency") | (path["op"] == operator) & (path["segment"] == "signal")
         out["path waits"].append(float(path.loc[here & held_up, "dur_ns"].sum()))
-        # Also of who began to wait when it ran no more and had not signalled.
         late = w[(w["iteration"] == it) & mine[w["producer"]]]
-        out["handoff"].append(float((late["end_ns"] - late["happened_ns"]).median()))
+        out["handoff"].append(float(late["latency_ns"].median()))
     return out
 
 
