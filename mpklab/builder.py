@@ -139,7 +139,6 @@ def _run_compiler(line: list[str], work: Path) -> str:
     done = subprocess.run(line, capture_output=True, text=True, cwd=work)
     log = " ".join(line) + "\n" + done.stdout + done.stderr
     if done.returncode:
-        (work / "build.log").write_text(log)
         raise refused(log, " ".join(line), work)
     return log
 

@@ -120,7 +120,7 @@ def compile_cubin(text: str, arch: str, compiler: str, folder: Path) -> tuple[by
         done = subprocess.run(line, capture_output=True, text=True)
         log = " ".join(line) + "\n" + done.stdout + done.stderr
         if done.returncode:
-            raise _refused(log, " ".join(line), folder)
+            raise refused(log, " ".join(line), folder)
         return (folder / "nvcc.cubin").read_bytes(), log
     _cuda_core()
     from cuda.bindings import nvrtc
@@ -139,7 +139,7 @@ def compile_cubin(text: str, arch: str, compiler: str, folder: Path) -> tuple[by
         log += words.decode(errors="replace").rstrip("\0 ")
     if int(status):
         nvrtc.nvrtcDestroyProgram(program)
-        raise _refused(log, log.splitlines()[0], folder)
+        raise refused(log, log.splitlines()[0], folder)
     _, size = nvrtc.nvrtcGetCUBINSize(program)
     binary = b" " * size
     nvrtc.nvrtcGetCUBIN(program, binary)
@@ -149,11 +149,6 @@ def compile_cubin(text: str, arch: str, compiler: str, folder: Path) -> tuple[by
     (folder / "kernel.ptx").write_bytes(ptx.rstrip(b"\0 "))
     nvrtc.nvrtcDestroyProgram(program)
     return binary, log
-
-
-def _refused(log: str, command: str, folder: Path) -> BuildError:
-    (folder / "build.log").write_text(log)
-    return refused(log, command, folder)
 
 
 def resources(log: str) -> dict[str, int]:
@@ -183,14 +178,10 @@ def disassembled(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A kernel on the device: its function and what it uses of an SM. Sizes in bytes."""
+    """A kernel on the device, and the shared memory that it takes beside the ring."""
 
-    module: Any
     function: Any
-    registers: int
-    spill_bytes: int
     static_shared_bytes: int
-    max_threads: int
 
 
 @functools.cache
@@ -211,11 +202,8 @@ def load(file: Path, dynamic_bytes: int, name: str = "mpk_kernel") -> Loaded:
     driver, module = _driver(), _module(file)
     function = _check(driver.cuModuleGetFunction(module, name.encode()), f"finding {name}")
     attribute = driver.CUfunction_attribute
-
-    def get(which: Any) -> int:
-        return int(_check(driver.cuFuncGetAttribute(which, function), "asking for a kernel's attributes"))
-
-    static = get(attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
+    asked = driver.cuFuncGetAttribute(attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function)
+    static = int(_check(asked, "asking for a kernel's attributes"))
     limit = int(torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin)
     if static + dynamic_bytes > limit:
         raise RunError(
@@ -226,14 +214,7 @@ def load(file: Path, dynamic_bytes: int, name: str = "mpk_kernel") -> Loaded:
         driver.cuFuncSetAttribute(function, attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, dynamic_bytes),
         "raising the shared memory limit",
     )
-    return Loaded(
-        module,
-        function,
-        get(attribute.CU_FUNC_ATTRIBUTE_NUM_REGS),
-        get(attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES),
-        static,
-        get(attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK),
-    )
+    return Loaded(function, static)
 
 
 def plain_kernel(cubin: bytes, name: str) -> Any:

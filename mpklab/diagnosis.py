@@ -46,7 +46,8 @@ THEIRS = "the fault is in code that was given to mpklab: correct it and build ag
 
 
 def refused(log: str, command: str, folder: Path) -> BuildError:
-    """The error for a compiler that refused a source in `folder`, whose log is kept there as `build.log`."""
+    """The error for a compiler that refused a source in `folder`, where its log is kept as `build.log`."""
+    (folder / "build.log").write_text(log)
     message = (
         f"the compiler refused the source\n{excerpt(log, folder)}\n"
         f"command: {shortened(command)}\nkept in: {folder} (build.log has all of it)\nhint: {hint(log, folder)}"

@@ -21,7 +21,6 @@ from mpklab.imports.writing import BEGIN, END, EXECUTE, MAX_ARG, words, write_la
 from mpklab.profile import Profile
 
 MAX_LANES = 1 << 16
-INSTANT = 2
 LIKELY = 0.9  # of the tags must agree with where they lie
 
 
