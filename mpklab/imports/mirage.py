@@ -35,7 +35,7 @@ TASK_TYPES = {
 }  # fmt: skip
 ITEM_BYTES = {930: 1, 940: 2, 941: 2, 950: 4, 955: 4, 965: 8}  # of `data_type`
 INVALID_EVENT = 0x7FFFFFFFFFFFFFFE
-LAYER_OF_NAME = re.compile(r"(?:^|[_.])layers?[_.]?(\d+)[_.]")
+LAYER_OF_NAME = re.compile(r"(?:^|[_.])layers?[_.]?(\d+)[_.]")  # how the demos name weights: layer_3_q_proj
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -13,6 +12,7 @@ import torch
 from mpklab import passes
 from mpklab.errors import GraphError, MpkError
 from mpklab.graph import Graph, GraphBuilder, Tensor
+from mpklab.imports.mirage import LAYER_OF_NAME
 from mpklab.layers.tensors import NAME_OF, DTensor
 from mpklab.machine import Machine
 from mpklab.ops import REGISTRY, Node, TensorType, Tiling
@@ -20,7 +20,6 @@ from mpklab.ops.attention import ROWS_FIRST
 from mpklab.ops.base import FLOATS
 from mpklab.tasks import Plan, choose_plan
 
-LAYER_OF_NAME = re.compile(r"(?:^|[_.])layers?[_.]?(\d+)[_.]")
 META = "meta."  # the names of tensors that no line of the program made
 
 
