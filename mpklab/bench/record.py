@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 import mpklab as mk
 from mpklab import stamp
+from mpklab.bench._common import write_json
 from mpklab.bench.decode import reset, start
 from mpklab.frames import health
 from mpklab.timing import median_ratio
@@ -22,11 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=512, help="rows in the cache")
     parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds")
     parser.add_argument("--steps", type=int, default=16, help="decode steps in one launch")
-    parser.add_argument("--json", metavar="FILE", help="write every sample here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample here")
 
 
 @torch.inference_mode()
 def main(args: argparse.Namespace) -> int:
+    """Take turns, print what each level adds and what its records say they cost."""
     machine = mk.Machine.detect()
     on = "cuda" if machine.backend == "cuda" else "cpu"
     model = mk.models.load(args.model) if args.model == "smollm2-135m" else mk.models.random(args.model, device=on)
@@ -50,8 +51,7 @@ def main(args: argparse.Namespace) -> int:
                 if outcome.profile is not None:
                     counts[level] = estimate(outcome.profile, args.steps)
     made = stamp.collect(device=kernel.device_facts(), model=args.model)
-    if args.json:
-        Path(args.json).write_text(json.dumps({"stamp": made, "samples": samples}, indent=1))
+    write_json(args.json, made, samples=samples)
     ms = {level: np.array([s["ms"] for s in samples if s["level"] == level]) for level in range(4)}
     print(f"{args.model} on {machine.name}, {args.rounds} rounds of {args.steps} steps")
     for level, values in ms.items():
