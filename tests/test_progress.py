@@ -5,6 +5,7 @@ import re
 import sys
 import time
 import types
+from itertools import pairwise
 
 import pytest
 
@@ -83,14 +84,16 @@ def test_a_report_hears_of_what_was_finished(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_notebook_has_one_table_drawn_at_most_ten_times_a_second(notebook):
+def test_a_notebook_has_one_table_drawn_no_oftener_than_it_may(notebook):
     with Progress() as shown, shown.stage("run") as now:
-        begin = time.perf_counter()
-        while time.perf_counter() - begin < 1.0:
+        until = time.perf_counter() + 30
+        while (not notebook or len(notebook[0].drawn) < 4) and time.perf_counter() < until:
             now.say(time.perf_counter())  # thousands of changes
     assert len(notebook) == 1, "one display id"
     drawn = notebook[0].drawn
-    assert 3 <= len(drawn) <= 11
+    assert len(drawn) >= 5
+    moments = [moment for moment, _ in drawn[:-1]]  # the last is drawn when the job ends
+    assert all(b - a >= 0.9 / progress.REDRAWS_PER_S for a, b in pairwise(moments))
     assert "✓" in drawn[-1][1]["text/html"] and "…" in drawn[0][1]["text/html"]
 
 
