@@ -16,9 +16,9 @@ import torch
 from mpklab.errors import RunError, suggest
 from mpklab.graph import Graph, Tensor
 from mpklab.profile import Window
+from mpklab.reference.execute import TORCH_DTYPES
 from mpklab.reference.functions import dealt
 from mpklab.run import Kernel, Outcome, Session
-from mpklab.run.session import TORCH_DTYPES
 
 RESAMPLES = 4000
 NEVER_STOP = 1 << 30

@@ -32,8 +32,8 @@ from mpklab.models.config import Config
 from mpklab.models.decoder import decode_graph
 from mpklab.ops import REGISTRY, Box, Node, Op, Range, TensorType, Tiles, Tiling, Variant
 from mpklab.ops.base import Operand
+from mpklab.reference.execute import TORCH_DTYPES
 from mpklab.run import Kernel, build
-from mpklab.run.session import TORCH_DTYPES
 from mpklab.schedule import POLICIES, POOLS, PRIORITIES, Drain, Handout, Schedule, assign, hand_out
 from mpklab.simulator.simulation import predict
 from mpklab.tasks import Plan, TaskGraph, lower

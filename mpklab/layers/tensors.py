@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mpklab.errors import GraphError, suggest
-from mpklab.run.session import TORCH_DTYPES
+from mpklab.reference.execute import TORCH_DTYPES
 
 bfloat16, float16, float32, int32, int64 = torch.bfloat16, torch.float16, torch.float32, torch.int32, torch.int64
 

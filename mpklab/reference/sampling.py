@@ -12,7 +12,6 @@ from mpklab.ops.sample import BINS
 from mpklab.reference.functions import FUNCTIONS, Tensors, first_largest
 
 MOST = 2.0**23  # scores are cut off at either side
-HEAVY = 40  # octaves below the largest score at which nothing weighs anything any more
 COUNT_SHIFT = 45
 NO_CUT = -math.inf
 

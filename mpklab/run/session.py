@@ -16,6 +16,7 @@ from mpklab.errors import DeadlockError, RunError, suggest
 from mpklab.graph import Tensor
 from mpklab.ops import REGISTRY
 from mpklab.profile import Profile, Window
+from mpklab.reference.execute import TORCH_DTYPES
 from mpklab.reference.functions import dealt
 from mpklab.run.profiling import keep, window_of
 from mpklab.tasks import dim_values
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
     from mpklab.run.kernel import Kernel
 
 POLL_S = 0.002
-TORCH_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "uint8": torch.uint8,
-}
 DEFAULT_WAIT_LIMIT_S = {"cpu": 20.0, "cuda": 5.0}
 MAX_LANE_BYTES = 512 << 20  # all lanes of a launch; what does not fit is counted as dropped
 RECORD_CYCLES = 40  # what one record costs a thread of a GPU, anchors included (bench record on one H200)
