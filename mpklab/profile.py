@@ -72,7 +72,8 @@ class Profile(Presented):
                      wait_scope u8 (abi.Scope; may be left out: gpu)
     signals          CSR over tasks: signal_begin i32[n_tasks + 1], signal_event i32
     events           columns over events: need i32 (-1: known only at run time), producer_operator i32 (-1: several)
-    operators        one dict per operator: name, op (its kind), layer (-1: none), and what else helps a reader
+    operators        one dict per operator: name, op (its kind), layer (-1: none), and what else helps a reader;
+                     handoff "data" where its outputs were handed over by their own words
     edges            edge sets: producer, consumer (operator indices), tensor (name), kind (raw, war, waw), lag (0, 1),
                      begin, end: per consumer tile the half-open range of producer tiles it depends on
     task_first       i32[n_operators + 1]: tasks of operator o are ids task_first[o] … task_first[o + 1]

@@ -24,7 +24,13 @@ def tables(schedule: Schedule) -> dict[str, Any]:
     tasks = schedule.tasks
     return {
         "operators": [
-            {"name": o.name, "op": o.op, "layer": -1 if o.layer is None else o.layer} for o in tasks.operators
+            {
+                "name": o.name,
+                "op": o.op,
+                "layer": -1 if o.layer is None else o.layer,
+                **({"handoff": "data"} if words else {}),
+            }
+            for o, words in zip(tasks.operators, schedule.by_words, strict=True)
         ],
         "tasks": {
             "operator": tasks.operator_of,
@@ -90,6 +96,18 @@ def hashes(schedule: Schedule) -> dict[str, str]:
     """Of graph, plan and schedule, as a stamp keeps them."""
     tasks = schedule.tasks
     return {"graph": tasks.graph.hash, "plan": tasks.plan.hash, "schedule": schedule.hash}
+
+
+def by_words(profile: Profile) -> npt.NDArray[np.bool_]:
+    """Per operator, whether its outputs were handed over by their own words; not so where the profile does not say."""
+    return np.array([o.get("handoff") == "data" for o in profile.operators], bool)
+
+
+def events_by_words(profile: Profile) -> npt.NDArray[np.bool_]:
+    """Per event, whether nobody counts it: its producer's words say themselves when they are there."""
+    producer = profile.events["producer_operator"]
+    found: npt.NDArray[np.bool_] = np.append(by_words(profile), False)[producer]
+    return found
 
 
 def machine_of(profile: Profile) -> Machine | None:

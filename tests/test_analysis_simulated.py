@@ -7,7 +7,11 @@ import pytest
 
 import mpklab as mk
 from mpklab import analysis, frames
+from mpklab.abi import Handoff
 from mpklab.analysis.idle import NAMES
+from mpklab.analysis.observed import observe
+from mpklab.analysis.replay import measured
+from mpklab.frames.tables import operator_columns
 from mpklab.simulator import predict
 
 
@@ -52,9 +56,42 @@ def test_handoffs_come_out_as_they_were_put_in(simulated):
     simulation, profile = simulated
     if simulation.schedule.mode == "dynamic":
         pytest.skip("a popped task has no wait left")
-    latency = simulation.costs.handoff_ns["counter"] + simulation.costs.signal_ns
-    waited = analysis.waits(profile).query("waited")
-    assert np.abs(waited["latency_ns"] - latency).max() <= 2
+    w, costs = analysis.waits(profile), simulation.costs
+    for name, words in (("counter", False), ("data", True)):
+        latency = costs.handoff_ns[name] + costs.signal_ns
+        waited = w[w["waited"] & (w["words"] == words)]
+        assert len(waited) and np.abs(waited["latency_ns"] - latency).max() <= 2
+
+
+def test_each_kind_of_handoff_is_replayed_with_its_own_figure(simulated):
+    simulation, profile = simulated
+    if simulation.schedule.mode == "dynamic":
+        pytest.skip("events are counted there")
+    m = measured(profile)
+    assert (m.program.handoff == simulation.timeline.program.handoff).all()
+    assert {int(Handoff.data), int(Handoff.counter)} <= set(m.program.handoff.tolist())
+    for name in ("counter", "data"):
+        assert m.costs.handoff_ns[name] == pytest.approx(simulation.costs.handoff_ns[name], rel=0.01)
+    slow = m.costs.replaced(handoff_ns={"data": m.costs.handoff_ns["data"] + 1000})
+    steps = 9 * simulation.timeline.iterations  # one after the other: embed to qkv_proj, to attention …, to logits
+    assert m.run(costs=slow) - m.run() == pytest.approx(1000 * steps, rel=0.05)
+    moved = m.program.as_static([list(q) for q in m.program.queues])
+    assert (moved.handoff == m.program.handoff).all()
+    assert int(Handoff.data) not in m.program.as_dynamic(4).handoff
+
+
+def test_a_task_that_waits_for_words_alone_has_one_record_of_them(simulated):
+    simulation, profile = simulated
+    if simulation.schedule.mode == "dynamic":
+        pytest.skip("events are counted there")
+    w, t = analysis.waits(profile), profile.waits
+    of_attention = w[operator_columns(profile, w["task"].to_numpy())["kind"] == "attention"]
+    assert (np.diff(t["wait_begin"])[of_attention["task"]] == 3).all()
+    assert of_attention["words"].all() and not of_attention.duplicated(["iteration", "task"]).any()
+    seen = observe(profile)[0]
+    row, task = of_attention["iteration"].to_numpy() - seen.iterations[0], of_attention["task"].to_numpy()
+    assert (of_attention["happened_ns"] == seen.ready[row, task]).all()  # the last of its three
+    assert (of_attention["producer"] == seen.binding[row, task]).all()
 
 
 def test_a_static_recording_is_replayed_within_a_thousandth(simulated):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lanes import LaneClock, Span, encode, record
+from schedules import Op, Run
+from schedules import make as scheduled
 
-from mpklab import frames
+from mpklab import analysis, frames
 from mpklab.errors import ProfileError
 from mpklab.profile import Profile
 
@@ -279,3 +282,16 @@ def big_profile(n_workers=132, n_iterations=100, per_worker=15) -> Profile:
     return Profile.from_parts(
         raw, n_workers, operators=NAMES, tasks={"operator": [0] * 10 + [1] * 10}, events={"need": [1]}
     )
+
+
+@pytest.mark.parametrize(("early", "counted", "by_words"), [(0, 0, 0), (30, 1, 0), (99, 1, 0), (120, 1, 1)])
+def test_words_may_be_seen_while_their_producer_runs(early, counted, by_words):
+    ops = [Op("a"), Op("b", after=("a",))]
+    queues = [[[Run("a", 0, 100)], [Run("b", 0, 50)]]]
+    profile = scheduled(ops, queues, start=[200, 0], latency=-early)
+    words = replace(profile, operators=[{**o, "handoff": "data"} for o in profile.operators])
+    assert frames.causality(profile)["violations"].sum() == counted
+    assert frames.causality(words)["violations"].sum() == by_words
+    assert frames.alignment(words, limit_ns=50)["offset_ns"].abs().max() == 10 * by_words
+    assert analysis.bubbles(words)["makespan_ns"].nunique() == 1
+    assert analysis.blame(words)["dur_ns"].sum() == analysis.bubbles(words)["makespan_ns"].iloc[0]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mpklab.analysis.observed import observe
+from mpklab.analysis.observed import awaited, observe
 from mpklab.frames import NEVER, decode, records, residual
 from mpklab.frames.tables import operator_columns
 from mpklab.profile import Profile
@@ -15,8 +15,9 @@ from mpklab.profile import Profile
 
 def waits(profile: Profile) -> pd.DataFrame:
     """One row per recorded wait: rank, worker, iteration, task, event, begin_ns, end_ns, dur_ns · producer: the task that
-    signalled last (-1 unknown) · happened_ns, done_ns: when it began to, and had (NEVER unknown) · waited: the worker
-    was there before it had · latency_ns: from when it began to, to the end of the wait (NaN unless waited) ·
+    signalled last (-1 unknown) · happened_ns, done_ns: when it began to, and had (NEVER unknown) · words: these say
+    themselves when they are there, and a task's last record stands for all that it waits for · waited: the worker was
+    there before the signal was out · latency_ns: from happened_ns to the end of the wait (NaN unless waited) ·
     publish_ns: of that, the producer's signal phase.
     """
     d = decode(profile)
@@ -25,17 +26,15 @@ def waits(profile: Profile) -> pd.DataFrame:
     producer = np.full(at.size, -1, np.int32)
     happened = np.full(at.size, NEVER, np.int64)
     done = np.full(at.size, NEVER, np.int64)
+    words = np.zeros(at.size, bool)
     for seen in observe(profile):
-        rules = seen.protocol
-        if not (seen.iterations.size and rules.n_events and rules.wait_task.size):
-            continue
-        wait = rules.waits_of(task, event)
-        row = d.iteration[at].astype(np.int64) - seen.iterations[0] - np.where(wait >= 0, rules.wait_lag[wait], 0)
-        ok = (wait >= 0) & (row >= 0) & (row < seen.iterations.size) & (d.lanes.rank[d.lane[at]] == seen.rank)
-        r, e = row[ok], event[ok]
-        producer[ok], happened[ok] = seen.sender[r, e], seen.happened[r, e]
-        sent = np.maximum(seen.sender[r, e], 0)
-        done[ok] = np.where(seen.sender[r, e] >= 0, seen.done[r, sent], NEVER)
+        mine = d.lanes.rank[d.lane[at]] == seen.rank
+        when, sender, row, wait = awaited(profile, seen, at[mine])
+        producer[mine], happened[mine] = sender, when
+        if seen.done.size:
+            done[mine] = np.where(sender >= 0, seen.done[np.maximum(row, 0), np.maximum(sender, 0)], NEVER)
+        if seen.protocol.wait_task.size:
+            words[mine] = (wait >= 0) & seen.protocol.words[seen.protocol.wait_event[wait]]
     waited = (happened != NEVER) & (np.maximum(happened, done) > begin)
     some = waited & (happened <= end)
     latency = np.where(waited, np.maximum(0, end - np.where(waited, happened, end)), np.nan)
@@ -53,6 +52,7 @@ def waits(profile: Profile) -> pd.DataFrame:
             "producer": producer,
             "happened_ns": happened,
             "done_ns": done,
+            "words": words,
             "waited": waited,
             "latency_ns": latency,
             "publish_ns": np.maximum(publish, 0),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mpklab import abi
 from mpklab.analysis.intervals import Union
-from mpklab.analysis.observed import ALWAYS, Observed, observe
+from mpklab.analysis.observed import ALWAYS, Observed, awaited, observe
 from mpklab.errors import ProfileError, suggest
 from mpklab.frames import NEVER, decode, records
 from mpklab.frames.tables import family, operator_columns
@@ -206,14 +206,13 @@ def _pieces(profile: Profile, cost: float) -> Pieces:
     for seen in observe(profile):
         mine = lanes.rank[d.lane[top]] == seen.rank
         idle = _Idle(profile, seen)
-        for some, low, high, event in (
-            (mine & (phase == records.WAIT), body_from, end, d.event[top]),
-            (mine & guess, gap_from + np.minimum(gap, round(cost)), begin, None),
+        for some, low, high, recorded in (
+            (mine & (phase == records.WAIT), body_from, end, True),
+            (mine & guess, gap_from + np.minimum(gap, round(cost)), begin, False),
         ):
             at = np.nonzero(some)[0]
-            for kind, ns, cause in idle.waits(
-                low[at], high[at], d.iteration[top][at], d.task[top][at], None if event is None else event[at]
-            ):
+            spans = top[at] if recorded else None
+            for kind, ns, cause in idle.waits(low[at], high[at], d.iteration[top][at], d.task[top][at], spans):
                 add(kind, worker[at], low[at], ns, _pick(of_top, at), cause)
         at = np.nonzero(mine & (phase == records.STEP))[0]
         for kind, ns, cause in idle.steps(body_from[at], end[at], d.iteration[top][at]):
@@ -251,9 +250,9 @@ class _Idle:
         return np.where(fine, row, 0), fine
 
     def waits(
-        self, low: np.ndarray, high: np.ndarray, iteration: np.ndarray, task: np.ndarray, event: np.ndarray | None
+        self, low: np.ndarray, high: np.ndarray, iteration: np.ndarray, task: np.ndarray, spans: np.ndarray | None
     ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """(class, ns, cause) of waits over [low, high): for one event each, or for all of the task's where None."""
+        """(class, ns, cause) of waits over [low, high): as recorded in spans, or for all of the task's where None."""
         if not low.size:
             return []
         seen, rules = self.seen, self.seen.protocol
@@ -263,21 +262,14 @@ class _Idle:
         remote = np.zeros(low.size, bool)
         if not seen.iterations.size:
             return [("unexplained", high - low, np.full(low.size, -1, np.int32))]
-        if event is None:
+        if spans is None:
             happened = np.where(known_task, seen.ready[row, safe], ALWAYS)
             cause, cause_row = seen.binding[row, safe], seen.binding_row[row, safe]
             known = known_task & (cause >= 0)
         else:
-            wait = rules.waits_of(task, event)
-            has = wait >= 0
-            lag = np.where(has, rules.wait_lag[wait], 0) if rules.wait_lag.size else np.zeros(low.size, np.int64)
-            remote = has & rules.wait_remote[wait] if rules.wait_remote.size else remote
-            cause_row = row - lag
-            known = fine & (cause_row >= 0) & (event >= 0) & (event < rules.n_events)
-            e, r = np.where(known, event, 0), np.where(known, cause_row, 0)
-            happened = seen.happened[r, e] if rules.n_events else np.full(low.size, NEVER)
-            cause = seen.sender[r, e] if rules.n_events else np.full(low.size, -1, np.int32)
-            known &= (happened != NEVER) & (cause >= 0)
+            happened, cause, cause_row, wait = awaited(self.profile, seen, spans)
+            remote = (wait >= 0) & rules.wait_remote[wait] if rules.wait_remote.size else remote
+            known = fine & (cause >= 0)
         cause = np.where(known, cause, -1)
         safe_cause, safe_row = np.where(known, cause, 0), np.where(known, cause_row, 0)
         stop = np.where(known, np.clip(happened, low, high), low)
@@ -293,7 +285,7 @@ class _Idle:
             ("producer", np.where(local, free_until - running, 0), cause),
             ("ready_elsewhere", np.where(local, ready, 0), cause),
             ("starved", np.where(local, running - low - ready, 0), cause),
-            ("latency" if event is not None else "unexplained", np.where(known, high - stop, 0), cause),
+            ("latency" if spans is not None else "unexplained", np.where(known, high - stop, 0), cause),
             ("unexplained", lone, cause),
         ]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpklab.frames import NEVER, grid, ranks
+from mpklab.frames import NEVER, decode, grid, ranks
 from mpklab.frames.tables import ranges
 from mpklab.profile import Profile
+from mpklab.recipe import events_by_words
 
 ALWAYS = int(np.iinfo(np.int64).max)
 
@@ -25,6 +26,7 @@ class Protocol:
     wait_remote: np.ndarray
     signal_task: np.ndarray
     signal_event: np.ndarray
+    words: np.ndarray  # per event: nobody counts it, its words say themselves when they are there
 
     def waits_of(self, task: np.ndarray, event: np.ndarray) -> np.ndarray:
         """The index of the wait of each task for each event; -1 where there is none."""
@@ -77,6 +79,39 @@ def observe(profile: Profile) -> tuple[Observed, ...]:
     return found
 
 
+def awaited(profile: Profile, seen: Observed, at: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What recorded waits of one rank, spans `at` in the order of their lanes, were for: when it happened (NEVER unknown),
+    the task that signalled it and its row (-1 unknown), and which of the protocol's waits each is (-1 none).
+
+    Words come in any order, so a task that waits for words has one record of them: its last wait is for all its events,
+    and an earlier record of an event that words stand for says nothing.
+    """
+    d, rules = decode(profile), seen.protocol
+    nothing = np.full(at.size, -1, np.int64)
+    wait = rules.waits_of(d.task[at], d.event[at])
+    if not (seen.iterations.size and rules.n_events and rules.wait_task.size):
+        return np.full(at.size, NEVER), nothing, nothing, wait
+    own_row = d.iteration[at].astype(np.int64) - seen.iterations[0]
+    row = own_row - np.where(wait >= 0, rules.wait_lag[wait], 0)
+    fine = (wait >= 0) & (row >= 0) & (row < seen.iterations.size)
+    r, e = np.where(fine, row, 0), np.where(fine, d.event[at], 0)
+    happened, sender = seen.happened[r, e], seen.sender[r, e].astype(np.int64)
+    by_words = np.zeros(profile.n_tasks + 1, bool)
+    by_words[rules.wait_task[rules.words[rules.wait_event]]] = True
+    if at.size and by_words.any():
+        same = (d.lane[at][1:] == d.lane[at][:-1]) & (d.chain[at][1:] == d.chain[at][:-1])
+        last = np.r_[~(same & (d.task[at][1:] == d.task[at][:-1])), True]
+        some = fine & by_words[d.task[at]]
+        own, task = np.where(some & last, np.clip(own_row, 0, seen.iterations.size - 1), 0), d.task[at]
+        all_of, ready = some & last, seen.ready[own, task]
+        happened = np.where(all_of, np.where(ready == ALWAYS, NEVER, ready), happened)
+        sender = np.where(all_of, seen.binding[own, task], sender)
+        row = np.where(all_of, seen.binding_row[own, task], row)
+        fine &= ~(some & ~last & rules.words[e])
+    fine &= (happened != NEVER) & (sender >= 0)
+    return np.where(fine, happened, NEVER), np.where(fine, sender, -1), np.where(fine, row, -1), wait
+
+
 def protocol(profile: Profile) -> Protocol:
     """Who waits for what in the schedule; taken from the edges where a profile has no waits."""
     w, s = profile.waits, profile.signals
@@ -94,6 +129,7 @@ def protocol(profile: Profile) -> Protocol:
         w["wait_scope"] != 0,
         signal_task[order],
         s["signal_event"][order],
+        events_by_words(profile),
     )
 
 
@@ -121,7 +157,8 @@ def graph_protocol(profile: Profile) -> Protocol:
     columns = [np.concatenate([p[i] for p in parts]).astype(np.int32) for i in range(5)]
     order = np.argsort(columns[0], kind="stable")
     task, event, lag = (c[order] for c in columns[:3])
-    return Protocol(n_events, task, event, lag, np.zeros(order.size, bool), columns[3], columns[4])
+    nowhere = np.zeros(order.size, bool)
+    return Protocol(n_events, task, event, lag, nowhere, columns[3], columns[4], np.zeros(n_events, bool))
 
 
 def _observe(profile: Profile, rules: Protocol, rank: int) -> Observed:

@@ -30,6 +30,7 @@ MAX_INSTANCES = 200_000  # tasks × iterations that one replay walks through
 ALONE = 1.5  # how much faster a worker loads whose neighbours are idle (one H200)
 MIN_WAITS, MAX_WAITS = 5, 20_000  # fewer say nothing of hand-offs; more are thinned out
 QUIET = 0.05  # the part of an operator's tasks that nothing was in the way of
+KINDS = {"counter": False, "data": True}  # by abi.Handoff name: whether words say themselves when they are there
 HANDED_OVER = 0.8  # an event that happened so many hand-offs ago is seen at the first look
 MIN_POPS, MANY_POPS = 5, 16  # fewer say nothing of a pool; so many of one push, how pops hold each other up
 
@@ -232,7 +233,8 @@ def _medians(values: np.ndarray) -> np.ndarray:
 def _costs(profile: Profile, seen: Observed, costs: Costs) -> Costs:
     """One figure per kind of hand-off: the mean latency, so that rare long ones weigh what they cost in all. What the
     recording does not show (pools in a static one) stays as the machine's figures say."""
-    look, handoff = _looks(profile, seen, costs.handoff_ns.get("counter", 0.0))
+    look, handoffs = _looks(profile, seen, costs.handoff_ns)
+    handoff = handoffs["counter"]
     w = waits(profile)
     happened = w["happened_ns"].where(w["happened_ns"] != NEVER, w["begin_ns"])
     past = (w["rank"] == seen.rank) & (w["begin_ns"] - happened > 2 * handoff)
@@ -251,7 +253,7 @@ def _costs(profile: Profile, seen: Observed, costs: Costs) -> Costs:
             step = float(np.maximum(0, d.end_ns[steps] - given)[real].mean())
     return replace(
         costs,
-        handoff_ns={"counter": handoff, "data": handoff, "worker": 0.0},
+        handoff_ns={**handoffs, "worker": 0.0},
         wait_ns=look,
         more_wait_ns=float(further.median()) if len(further) else 0.0,
         step_ns=step,
@@ -269,8 +271,8 @@ def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return (slope, fixed) if x.size > 1 and fixed >= 0 else (float(np.median(y / x)), 0.0)
 
 
-def _looks(profile: Profile, seen: Observed, stated: float) -> tuple[float, float]:
-    """How long one look at an event takes, and a hand-off; `stated` where no wait tells.
+def _looks(profile: Profile, seen: Observed, stated: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """How long one look at an event takes, and a hand-off of each kind; `stated` where no wait tells.
 
     A look is what a task's first wait takes whose event happened long ago. Other first waits end with the first look
     that ends some time after the event: the time under which they are as long as they were, on average.
@@ -280,26 +282,34 @@ def _looks(profile: Profile, seen: Observed, stated: float) -> tuple[float, floa
     late = (w["latency_ns"] - w["publish_ns"])[w["waited"]]
     if min(len(late), len(w) - len(late)) < MIN_WAITS:  # too few of those who waited, or of those who only looked
         looked = w.loc[~w["waited"], "dur_ns"]
-        return float(looked.median()) if len(looked) else 0.0, float(late.mean()) if len(late) else stated
+        look = float(looked.median()) if len(looked) else 0.0
+        means = {name: late[w["words"] == words].mean() for name, words in KINDS.items()}
+        return look, {name: float(ns) if ns == ns else stated.get(name, 0.0) for name, ns in means.items()}
     w = w.iloc[:: max(1, len(w) // MAX_WAITS)]
     behind = (w["begin_ns"] - w["done_ns"]).to_numpy(float)  # signals themselves are replayed
-    dur = w["dur_ns"].to_numpy(float)
+    dur, by_words = w["dur_ns"].to_numpy(float), w["words"].to_numpy()
     keep = dur <= np.quantile(dur + np.minimum(behind, 0), 0.999) - np.minimum(behind, 0)
-    behind, dur = behind[keep], dur[keep]
+    behind, dur, by_words = behind[keep], dur[keep], by_words[keep]
 
     past = behind > HANDED_OVER * max(1.0, float(late.mean()))
     look = float(np.median(dur[past])) if past.sum() >= MIN_WAITS else 0.0
 
-    def after(visible: float) -> np.ndarray:
-        rest = np.maximum(visible - behind, 0.0)
-        return look * np.maximum(1.0, np.ceil(rest / look)) if look else rest
+    def handoff(behind: np.ndarray, dur: np.ndarray) -> float:
+        low, high = 0.0, max(1.0, float(np.quantile(behind + dur, 0.99)))
+        for _ in range(24):
+            visible = (low + high) / 2
+            rest = np.maximum(visible - behind, 0.0)
+            after = look * np.maximum(1.0, np.ceil(rest / look)) if look else rest
+            low, high = (visible, high) if after.mean() < dur.mean() else (low, visible)
+        return round(float(high + look / 2), 3)
 
-    fresh = ~past
-    low, high = 0.0, max(1.0, float(np.quantile((behind + dur)[fresh], 0.99)))
-    for _ in range(24):
-        visible = (low + high) / 2
-        low, high = (visible, high) if after(visible)[fresh].mean() < dur[fresh].mean() else (low, visible)
-    return look, round(float(high + look / 2), 3)
+    out = {}
+    for name, words in KINDS.items():
+        mine = ~past & (by_words == words)
+        # A kind that the recording does not show takes what the other does.
+        mine = mine if mine.sum() >= MIN_WAITS else ~past
+        out[name] = handoff(behind[mine], dur[mine])
+    return look, out
 
 
 def _pools(profile: Profile, seen: Observed) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mpklab.frames.checks import ALWAYS, NEVER, grid, ranks, residual
+from mpklab.frames.checks import ALWAYS, NEVER, grid, ranks, residual, signal_column
 from mpklab.frames.records import OFFSETS, decode
 from mpklab.frames.tables import ranges
 from mpklab.profile import Profile
@@ -63,14 +63,15 @@ def _slack(profile: Profile, rank: int) -> np.ndarray:
     """[a, b]: the least time between a signal on worker a and the start of its consumer on worker b; inf without one."""
     n = profile.n_workers
     least = np.full(n * n, ALWAYS)
-    cells, iterations = grid(profile, ("start_ns", "signalled_ns", "worker"), rank)
-    start, signal, worker = cells["start_ns"], cells["signalled_ns"], cells["worker"]
+    cells, iterations = grid(profile, ("start_ns", "begin_ns", "signalled_ns", "worker"), rank)
+    start, worker = cells["start_ns"], cells["worker"]
     single = sum(int((e["end"] - e["begin"]).sum()) for e in profile.edges)
     skip = max(1, -(-single * max(1, iterations.size) // MAX_EDGES))
     for e in profile.edges:
         counts = (e["end"] - e["begin"]).astype(np.int64)
         producer = ranges(e["begin"].astype(np.int64), counts) + profile.task_first[e["producer"]]
         consumer = np.repeat(np.arange(counts.size) + profile.task_first[e["consumer"]], counts)
+        signal = cells[signal_column(profile, e)]
         for i in range(e["lag"], iterations.size, skip):
             sent, begun = signal[i - e["lag"], producer], start[i, consumer]
             both = (sent != NEVER) & (begun != NEVER)

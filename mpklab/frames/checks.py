@@ -12,6 +12,7 @@ import pandas as pd
 from mpklab.frames import tables
 from mpklab.frames.records import decode
 from mpklab.profile import Profile
+from mpklab.recipe import by_words
 
 NEVER, ALWAYS = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
 MAX_CELLS = 1 << 28  # iterations × tasks of a grid
@@ -62,8 +63,9 @@ def causality(profile: Profile) -> pd.DataFrame:
 
     producer, consumer, tensor, kind, lag · edges: single edges looked at (both sides recorded) · violations: those whose
     consumer started first · worst_ns: by how much at most, 0 if none · slack_ns: the least time between signal and
-    start. A start is the end of the consumer's waits, a signal the end of the producer's execution: both are bounds that
-    hold for any clock, so a violation means clocks that disagree, or a race.
+    start. A start is the end of the consumer's waits, a signal the end of the producer's execution, or its begin where
+    words are handed over one by one meanwhile: bounds that hold for any clock, so a violation means clocks that
+    disagree, or a race.
     """
     return _check(profile)[0].copy(deep=False)
 
@@ -81,10 +83,11 @@ def _causality_of(profile: Profile) -> tuple[pd.DataFrame, np.ndarray]:
     least = np.full(len(profile.edges), ALWAYS)
     per_lane = np.zeros(profile.n_lanes, np.int64)
     for rank in ranks(profile):
-        cells, _ = grid(profile, ("start_ns", "signalled_ns", "worker"), rank)
+        cells, _ = grid(profile, ("start_ns", "begin_ns", "signalled_ns", "worker"), rank)
         bad = np.zeros(cells["worker"].shape, bool)
         for i, edge in enumerate(profile.edges):
-            edges, violations, gap = _check_edge(profile, edge, cells["start_ns"], cells["signalled_ns"], bad)
+            signal = cells[signal_column(profile, edge)]
+            edges, violations, gap = _check_edge(profile, edge, cells["start_ns"], signal, bad)
             sums[i] += edges, violations
             least[i] = min(least[i], gap)
         lane = cells["worker"][bad] + (rank * profile.n_workers if profile.n_ranks > 1 else 0)
@@ -93,6 +96,11 @@ def _causality_of(profile: Profile) -> tuple[pd.DataFrame, np.ndarray]:
     out["worst_ns"] = np.maximum(0, -least)
     out["slack_ns"] = np.where(least == ALWAYS, np.nan, least.astype(float))
     return out, per_lane
+
+
+def signal_column(profile: Profile, edge: dict[str, Any]) -> str:
+    """The column of `tasks` before which no consumer of an edge set can have started."""
+    return "begin_ns" if edge["kind"] == "raw" and by_words(profile)[edge["producer"]] else "signalled_ns"
 
 
 def _check_edge(

@@ -28,7 +28,8 @@ class Program:
     need i64[events] · queues: per worker a sequence of task ids and `Drain`s, walked once per iteration · pooled
     bool[n]: tasks that are handed out at run time, as `handout` says · home i64[n]: the worker whose queue such a task is
     pushed to where there is one per worker, -1 for each in turn · priority f64[n]: the ready task of the highest goes
-    first, the oldest of equals · step_task: publishes the next iteration's StepControl, -1 for none.
+    first, the oldest of equals · step_task: publishes the next iteration's StepControl, -1 for none · words: the events
+    that nobody counts, since what they stand for is handed over by its own words.
     """
 
     queues: tuple[tuple[int | Drain, ...], ...]
@@ -44,6 +45,7 @@ class Program:
     priority: npt.NDArray[np.float64]
     handout: Handout
     step_task: int = -1
+    words: frozenset[int] = frozenset()
 
     @property
     def n_tasks(self) -> int:
@@ -73,6 +75,7 @@ class Program:
             else np.zeros(len(t)),
             handout=schedule.handout or Handout(),
             step_task=t.step_task,
+            words=frozenset(np.flatnonzero(schedule.by_words[t.event_producer]).tolist()),
         )
         if mode is None or mode == schedule.mode:
             return program if handout is None else replace(program, handout=handout)
@@ -107,13 +110,15 @@ class Program:
             priority=np.zeros(n),
             handout=handout or Handout(),
             step_task=int(profile.task_first[steps[0]]) if steps else -1,
+            words=frozenset(np.flatnonzero(recipe.events_by_words(profile)).tolist()),
         )
         if (worker < 0).any() and handout is None:
             return program.as_dynamic(profile.n_workers)
         return replace(program, handoff=program.place_handoffs(worker, position))
 
     def place_handoffs(self, worker: IntArray, position: IntArray) -> npt.NDArray[np.uint8]:
-        """abi.Handoff of every wait under a placement: `worker` where all producers ran before on the same worker."""
+        """abi.Handoff of every wait under a placement: `worker` where all producers ran before on the same worker, else
+        `data` for events that words stand for."""
         signaller = np.repeat(np.arange(self.n_tasks), np.diff(self.signal_first))
         consumer = np.repeat(np.arange(self.n_tasks), np.diff(self.wait_first))
         n = len(self.need)
@@ -124,7 +129,10 @@ class Program:
         e = self.wait_event
         own = (low[e] == high[e]) & (low[e] == worker[consumer]) & (low[e] >= 0)
         own &= (self.wait_lag == 1) | (last[e] < position[consumer])
-        return np.where(own, int(Handoff.worker), int(Handoff.counter)).astype(np.uint8)
+        by_words = np.zeros(n, bool)
+        by_words[list(self.words)] = True
+        kind = np.where(by_words[e], int(Handoff.data), int(Handoff.counter))
+        return np.where(own, int(Handoff.worker), kind).astype(np.uint8)
 
     def as_static(self, queues: Sequence[Sequence[int]]) -> Program:
         """The same tasks in static queues."""
@@ -142,7 +150,7 @@ class Program:
         return replace(made, handoff=made.place_handoffs(worker, position))
 
     def as_dynamic(self, workers: int, handout: Handout | None = None, mode: str = "dynamic") -> Program:
-        """The same tasks, all handed out at run time."""
+        """The same tasks, all handed out at run time, for which events must be counted."""
         if mode not in MODES:
             raise ScheduleError(f"unknown mode {mode!r}: {suggest(mode, MODES)}")
         return replace(
@@ -152,6 +160,7 @@ class Program:
             home=np.where(self.home < workers, self.home, -1),
             handoff=np.full(len(self.wait_event), Handoff.counter, np.uint8),
             handout=handout or self.handout,
+            words=frozenset(),
         )
 
     def with_priorities(self, seconds: Any) -> Program:

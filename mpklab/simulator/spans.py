@@ -11,7 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from mpklab import abi
+from mpklab.abi import Handoff
 from mpklab.simulator.engine import Timeline
+from mpklab.simulator.program import Program
 
 I64 = npt.NDArray[np.int64]
 PHASES = tuple(p.name for p in abi.Phase if p not in (abi.Phase.none, abi.Phase.global_time))
@@ -61,9 +63,10 @@ def collect(timeline: Timeline) -> Spans:
     rank = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     wait = p.wait_first[task][row] + rank
     until = t.waited[iteration[row], wait]
-    since = np.where(rank == 0, fetched[row], np.r_[0.0, until[:-1]])
-    add(abi.Phase.wait, worker[row], iteration[row], task[row], p.wait_event[wait], since, until, False, False,
-        base[row] + 1 + np.minimum(rank, _GATHER_SLOT - 2))  # fmt: skip
+    told, over = _told(p, task, row, wait, rank, fetched, until)
+    since = np.where(rank == 0, fetched[row], np.r_[0.0, over[:-1]])
+    add(abi.Phase.wait, worker[row[told]], iteration[row[told]], task[row[told]], p.wait_event[wait[told]], since[told],
+        over[told], False, False, base[row[told]] + 1 + np.minimum(rank[told], _GATHER_SLOT - 2))  # fmt: skip
     ready = fetched.copy()
     ready[row] = until  # of equal rows the last stays, which is the last wait
     some = begin > ready
@@ -100,6 +103,34 @@ def collect(timeline: Timeline) -> Spans:
     made: list[Any] = [np.rint(c[order]).astype(np.int64) for c in columns]
     made[7], made[8] = made[7] != 0, made[8] != 0
     return Spans(*made)
+
+
+def _told(
+    p: Program,
+    task: I64,
+    row: I64,
+    wait: I64,
+    rank: I64,
+    fetched: npt.NDArray[np.float64],
+    until: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Which waits a device records, and when each record is over: a task reads its words after all else that it waits
+    for, and in no order. So its last record lasts until all are there, an earlier one of words no time at all, and a task
+    that waits for words alone has but the first record."""
+    words, counters = np.zeros((2, p.n_tasks), bool)
+    waiter = np.repeat(np.arange(p.n_tasks), np.diff(p.wait_first))
+    words[waiter[p.handoff == int(Handoff.data)]] = True
+    counters[waiter[p.handoff == int(Handoff.counter)]] = True
+    last = np.r_[row[1:] != row[:-1], True] if len(row) else np.zeros(0, bool)
+    alone = (words & ~counters)[task[row]]
+    ends = np.zeros(len(task))
+    ends[row[last]] = until[last]
+    counted = np.where((p.handoff[wait] == int(Handoff.data)) & ~last, fetched[row], until)
+    # Along each task's waits no record is over before the one ahead of it: a wait's own time grows with its rank.
+    for k in range(1, int(rank.max(initial=0)) + 1):
+        some = np.nonzero(rank == k)[0]
+        counted[some] = np.maximum(counted[some], counted[some - 1])
+    return ~alone | (rank == 0), np.where(alone, ends[row], counted)
 
 
 def frame(spans: Spans, operators: Sequence[tuple[str, str, int]], operator_of: I64) -> pd.DataFrame:
