@@ -325,6 +325,7 @@ def command(text: str, talk: Conversation, file: Path) -> None:
 
 
 def full(tokens: int, context: int) -> str:
+    """What is said when a conversation has no room left."""
     return (
         f"the conversation's {tokens} tokens fill the context of {context}: /reset begins a new one, and chat --context N "
         "makes room for longer ones"

@@ -42,6 +42,7 @@ class Delay:
     signals: bool = False
 
     def lines(self) -> list[str]:
+        """The macros that delay.h reads."""
         named = [("task", self.task), ("worker", self.worker)]
         which = " && ".join(f"{name} == {value}u" for name, value in named if value is not None) or "true"
         return [

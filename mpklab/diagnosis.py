@@ -104,4 +104,5 @@ def hint(log: str, folder: Path) -> str:
 
 
 def shortened(command: str, most: int = 400) -> str:
+    """A command of at most so many characters."""
     return command if len(command) <= most else f"{command[:most]} …"

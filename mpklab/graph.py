@@ -113,9 +113,11 @@ class Graph(Presented):
         )
 
     def writers(self, tensor: str) -> tuple[Operator, ...]:
+        """The operators that write a tensor, in program order; none where there is no such tensor."""
         return self._users[1].get(tensor, ())
 
     def readers(self, tensor: str) -> tuple[Operator, ...]:
+        """The operators that read a tensor, in program order; none where there is no such tensor."""
         return self._users[0].get(tensor, ())
 
     @cached_property
@@ -180,6 +182,7 @@ class Graph(Presented):
         return REGISTRY.ops[operator.op].thread_graph(self.node(operator))
 
     def to_json(self) -> dict[str, Any]:
+        """The graph as `from_json` takes it; without the graph that it was made of."""
         return {
             "format": FORMAT,
             "name": self.name,
@@ -359,12 +362,15 @@ class GraphBuilder:
         return t
 
     def input(self, name: str, shape: tuple[Extent, ...], dtype: str = "float32") -> Tensor:
+        """Declare what every run is given."""
         return self.tensor(name, shape, dtype, "input")
 
     def weight(self, name: str, shape: tuple[Extent, ...], dtype: str = "float32") -> Tensor:
+        """Declare what stays the same for all runs."""
         return self.tensor(name, shape, dtype, "weight")
 
     def state(self, name: str, shape: tuple[Extent, ...], dtype: str = "float32") -> Tensor:
+        """Declare what one iteration leaves to the next; zeros before the first."""
         return self.tensor(name, shape, dtype, "state")
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
@@ -375,6 +381,11 @@ class GraphBuilder:
     def add_operator(
         self, op: str, name: str, *, layer: int | None = None, role: str = "activation", **keywords: Any
     ) -> Any:
+        """Append an operator by its kind: operands are tensors, the rest attributes; returns its outputs, one or a tuple.
+
+        Outputs that are not given are declared, with the shapes and dtypes that the operator's rules infer and this `role`.
+        GraphError names the operator and what does not fit. `builder.linear("y", x=x, weight=w)` is the same in short.
+        """
         rules = REGISTRY.ops[op]
         known = {o.name for o in rules.operands}
         operands: dict[str, str] = {}

@@ -38,6 +38,7 @@ class Stage:
 
     @property
     def elapsed(self) -> float:
+        """Seconds so far, or altogether."""
         return time.perf_counter() - self.begin if self.seconds is None else self.seconds
 
 

@@ -105,6 +105,7 @@ class Schedule(Presented):
 
     @property
     def n_rings(self) -> int:
+        """How many rings hold the tasks that are handed out at run time: 0 in a static schedule."""
         if self.handout is None:
             return 0
         return self.handout.classes * (self.workers if self.handout.pool == "per_worker" else 1)
@@ -191,6 +192,7 @@ class Schedule(Presented):
 
     @cached_property
     def hash(self) -> str:
+        """16 hexadecimal digits of graph, plan, mode, workers and every place in a queue."""
         digest = hashlib.sha256(f"{self.tasks.graph.hash} {self.tasks.plan.hash} {self.mode} {self.workers}".encode())
         digest.update(self.worker.tobytes())
         digest.update(self.position.tobytes())

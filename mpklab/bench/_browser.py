@@ -99,9 +99,11 @@ class Lab:
         return self.address(name)
 
     def address(self, name: str) -> str:
+        """The address of a notebook in the folder."""
         return f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset"
 
     def stop(self) -> None:
+        """End the server."""
         self.process.terminate()
         try:
             self.process.wait(20)

@@ -113,6 +113,7 @@ class Bandwidth:
         return timed(lambda: self.run((blocks * self.sms, 512), self.buffer.data_ptr(), count, self.sink.data_ptr()))
 
     def tb_per_s(self) -> float:
+        """TB/s of one reading."""
         return self.buffer.nbytes / self._ms(self.blocks) / 1e9
 
 
@@ -151,6 +152,7 @@ def start(kernel: Any, batch: int, context: int, steps: int) -> Any:
 
 
 def reset(session: Any, o: Any, position: int) -> None:
+    """Put every sequence back to a position; `o` are the operands of the operator that advances."""
     t = session.tensors
     t[o["token"]].fill_(7)
     t[o["position"]].fill_(position)

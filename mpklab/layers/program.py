@@ -68,6 +68,7 @@ class Program:
         return where
 
     def add(self, handle: DTensor) -> DTensor:
+        """Keep a tensor under its name."""
         self.handles[handle.name] = handle
         return handle
 
@@ -81,6 +82,7 @@ class Program:
         return t.name
 
     def declare_meta(self, name: str, shape: tuple[int, ...], dtype: str, memory: torch.Tensor | None = None) -> str:
+        """A graph tensor that no line of the program made: state, called `meta.` and its name."""
         return self.declare(Tensor(META + name, shape, dtype, "state"), memory)
 
     # --- the whole ---
@@ -194,6 +196,7 @@ class Layer:
         self.name = _unique(self.prefix + stem, taken)
 
     def refuse(self, message: str) -> NoReturn:
+        """GraphError that names the layer and its place in the program."""
         raise GraphError(f"{self.method} {self.name!r} (operator {len(self.program.calls)} of the program): {message}")
 
     def within(self, stem: str) -> Layer:

@@ -31,9 +31,11 @@ class DTensor:
 
     @property
     def num_dims(self) -> int:
+        """How many axes it has."""
         return len(self.dims)
 
     def dim(self, index: int) -> int:
+        """The length of one axis."""
         return self.dims[index]
 
     def __str__(self) -> str:

@@ -207,6 +207,7 @@ class Op:
         raise NotImplementedError
 
     def variant(self, node: Node, tiling: Tiling) -> Variant:
+        """What the compiler must know: the header, and the C++ type with its arguments."""
         raise NotImplementedError
 
     def hands_over(self, node: Node, tiling: Tiling, consumer_warps: int) -> bool:
@@ -227,6 +228,7 @@ class Op:
 
     @classmethod
     def operand(cls, name: str) -> Operand:
+        """The operand of that name."""
         return next(o for o in cls.operands if o.name == name)
 
     @classmethod
@@ -261,6 +263,7 @@ def expect(condition: bool, node: Node, message: str) -> None:
 
 
 def expect_shape(node: Node, operand: str, shape: tuple[Extent, ...], dtype: str | None = None) -> None:
+    """GraphError unless an operand has this shape, and this dtype where one is given."""
     found = node.types[operand]
     expect(
         found.shape == shape and (dtype is None or found.dtype == dtype),
@@ -270,6 +273,7 @@ def expect_shape(node: Node, operand: str, shape: tuple[Extent, ...], dtype: str
 
 
 def expect_float(node: Node, operand: str) -> None:
+    """GraphError unless an operand is of floating point."""
     dtype = node.types[operand].dtype
     expect(dtype in FLOATS, node, f"{operand} must be float32 or bfloat16, not {dtype}")
 

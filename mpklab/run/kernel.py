@@ -64,6 +64,7 @@ class Generation(Presented):
 
     @property
     def tokens_per_second(self) -> float:
+        """Of the kernel's own time, the prompt's left out; NaN where nothing ran."""
         return len(self.tokens) / self.seconds if self.seconds else float("nan")
 
     def __str__(self) -> str:
@@ -142,10 +143,12 @@ class Kernel(Presented):
 
     @property
     def backend(self) -> str:
+        """`cpu` or `cuda`."""
         return self.schedule.tasks.machine.backend
 
     @cached_property
     def source(self) -> Source:
+        """The entry file at level 0: what is compiled."""
         return emit(self.schedule, delay=self.delay, per_operator=self.per_operator)
 
     @cached_property
@@ -184,14 +187,12 @@ class Kernel(Presented):
         self.schedule.save(folder / "schedule.npz")
 
     @cached_property
-    def _device_tables(self) -> DeviceTables:
+    def device_tables(self) -> DeviceTables:
+        """The schedule's tables on the device, packed when first asked for and shared by all sessions."""
         tables = pack(self.schedule, per_operator=self.per_operator)
         on = "cuda" if self.backend == "cuda" else "cpu"
         names = ("tasks", "waits", "signals", "events", "entries", "queues", "triggered")
         return DeviceTables(tables, {name: Memory(getattr(tables, name), on) for name in names})
-
-    def device_tables(self) -> DeviceTables:
-        return self._device_tables
 
     @property
     def ptx(self) -> str:
@@ -227,7 +228,7 @@ class Kernel(Presented):
         library = self.library(level)
         settings = device_settings(self.schedule.tasks.plan.settings)
         if self.per_operator:
-            return device.GraphFlight(library.file, launch, self._device_tables.tables.grids, settings)
+            return device.GraphFlight(library.file, launch, self.device_tables.tables.grids, settings)
         if self.backend == "cpu":
             machine = self.schedule.tasks.machine
             cpus = machine.cpus if len(machine.cpus) == self.schedule.workers else ()

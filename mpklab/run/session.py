@@ -83,7 +83,7 @@ class Session:
         graph = self.kernel.graph
         self.device = "cuda" if self.kernel.backend == "cuda" else "cpu"
         self._segments: dict[str, Memory] = {}
-        self._tables = self.kernel.device_tables()
+        self._tables = self.kernel.device_tables
         for name in self.tensors:
             if name not in graph.tensors:
                 raise RunError(f"the kernel has no tensor {name!r}: {suggest(name, graph.tensors)}")

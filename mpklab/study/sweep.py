@@ -66,6 +66,7 @@ class Study:
 
     @property
     def folder(self) -> Path:
+        """Where the rows are kept."""
         return self._rows.folder
 
     # --- running ---

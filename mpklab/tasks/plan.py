@@ -31,6 +31,7 @@ class Plan:
     handoffs: Mapping[str, str] = field(default_factory=dict)  # by operator, where not by a counter
 
     def to_json(self) -> dict[str, Any]:
+        """The plan as `from_json` takes it."""
         return {
             "passes": list(self.passes),
             "tilings": {k: asdict(v) for k, v in self.tilings.items()},
@@ -41,6 +42,7 @@ class Plan:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
+        """A plan that `to_json` wrote; LowerError for anything else."""
         try:
             tilings = {k: Tiling(**v) for k, v in data["tilings"].items()}
             return Plan(
@@ -55,6 +57,7 @@ class Plan:
 
     @cached_property
     def hash(self) -> str:
+        """16 hexadecimal digits of all choices."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
