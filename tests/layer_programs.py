@@ -1,4 +1,4 @@
-"""Qwen3 in the layer API, as the published demo writes it: the program that tests and the notebook run.
+"""Qwen3 in the layer API, as the published demo writes it: the program that tests run, with and without a GPU.
 
 `Qwen3Program` takes a transformers module and decodes with it: weights where the module has them, prefill by the module,
 tokens by the megakernel.
