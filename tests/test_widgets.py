@@ -88,6 +88,13 @@ def test_columns_survive_packing() -> None:
     assert meta == {"a": 1}
     for name, values in given.items():
         np.testing.assert_array_equal(back[name], values, err_msg=name)
+    for most in (2**29 - 1, 2**29, 2**30, 2**31 - 1, 2**31, 2**51):  # where 32 bits stop to be enough
+        for kind in (np.int32, np.uint32, np.int64):
+            edges = np.array(
+                [e for e in (-most, most, 0, -1, most) if np.iinfo(kind).min <= e <= np.iinfo(kind).max], kind
+            )
+            for delta in (False, True):
+                np.testing.assert_array_equal(unpack(container({}, {"e": Column(edges, delta)}))[1]["e"], edges)
     real = np.array([0.0, -1.5, 3e-9, 1e30])
     np.testing.assert_array_equal(unpack(container({}, {"f": Column(real)}))[1]["f"], real.astype(np.float32))
 
@@ -104,6 +111,16 @@ def test_timeline_keeps_every_span(level: int) -> None:
     b[["begin_ns", "end_ns"]] -= spans["begin_ns"].min()
     pd.testing.assert_frame_equal(a, b, check_dtype=False, check_categorical=False)
     assert (back["depth"] > 0).any() == (level == 3)
+
+
+def test_neither_order_nor_width_of_the_columns_changes_a_byte() -> None:
+    spans = make_spans(600, workers=5, iterations=3, level=2)
+    data = timeline(spans).data()
+    assert timeline(spans.sort_values(["begin_ns", "worker"])).data() == data
+    assert timeline(spans.sample(frac=1, random_state=1)).data() == data
+    whole = ["rank", "worker", "sm", "iteration", "task", "layer", "event", "begin_ns", "end_ns"]
+    assert timeline(spans.astype(dict.fromkeys(whole, np.int64))).data() == data
+    assert timeline(spans.astype(dict.fromkeys(whole, float))).data() == data  # as a join leaves them
 
 
 def test_rows_never_overlap_even_when_spans_cross() -> None:
@@ -458,11 +475,12 @@ def test_svg_escapes_names() -> None:
 
 def test_coverage_is_exact() -> None:
     rng = np.random.default_rng(5)
-    begin = rng.uniform(0, 30, 200)
-    end = np.minimum(begin + rng.exponential(2, 200), 30)
-    row, kind = rng.integers(0, 3, 200), rng.integers(0, 4, 200)
-    cells = coverage(row, kind, begin, end, (3, 4, 30))
-    wanted = np.zeros((3, 4, 30))
+    begin = rng.uniform(0, 30, 800)
+    end = np.minimum(begin + rng.exponential(2, 800), 30)
+    row, kind = np.sort(rng.integers(0, 19, 800)), rng.integers(0, 4, 800)
+    row[row == 7] = 6  # a row without a span
+    cells = coverage(row, kind, begin, end, (19, 4, 30))
+    wanted = np.zeros((19, 4, 30))
     for r, k, b, e in zip(row, kind, begin, end, strict=True):
         for p in range(30):
             wanted[r, k, p] += max(0.0, min(e, p + 1) - max(b, p))

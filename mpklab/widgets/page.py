@@ -52,17 +52,20 @@ def container(meta: Mapping[str, object], columns: Mapping[str, Column], level: 
             planes, signed, delta = 4, False, False
             words: NDArray[Any] = np.ascontiguousarray(values, "<f4").view("<u4")
         else:
-            words = values.astype(np.int64)
+            low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+            small = -(2**29) < low and high < 2**29  # then differences, doubled, fit 32 bits
+            words = values.astype(np.int32 if small else np.int64)
             delta = column.delta and len(words) > 0
             if delta:
-                words = np.diff(words, prepend=0)
+                words[1:] -= words[:-1].copy()
             signed = bool(len(words)) and int(words.min()) < 0
             if signed:
-                words = (words << 1) ^ (words >> 63)
+                words = (words << 1) ^ (words >> 8 * words.itemsize - 1)
             most = int(words.max()) if len(words) else 0
             planes = (most.bit_length() + 7) // 8
         described.append((name, len(words), planes, int(signed), int(delta), int(values.dtype.kind == "f")))
-        payload.extend((words >> (8 * plane)).astype(np.uint8).tobytes() for plane in range(planes))
+        octets = words.astype(words.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(-1, words.itemsize)
+        payload.extend(octets[:, plane].tobytes() for plane in range(planes))
     header = json.dumps({"meta": meta, "columns": described}, separators=(",", ":"), allow_nan=False).encode()
     squeeze = zlib.compressobj(level)
     parts = [squeeze.compress(len(header).to_bytes(4, "little")), squeeze.compress(header)]

@@ -113,10 +113,14 @@ class Picture:
     def png(self) -> bytes:
         """The picture as PNG: a palette of at most 256 colours if that is exact, else RGB."""
         height, width, _ = self.pixels.shape
-        packed = self.pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
-        colours, index = np.unique(packed, return_inverse=True)
+        red, green, blue = (self.pixels[:, :, k].astype(np.uint32) for k in range(3))
+        packed = red << 16 | green << 8 | blue
+        place = np.zeros(1 << 24, np.uint8)  # an entry for every colour there is: quicker than sorting the pixels
+        place[packed] = 1
+        colours = np.flatnonzero(place.view(bool))
         if len(colours) <= 256:
-            kind, rows = 3, index.reshape(height, width).astype(np.uint8)
+            place[colours] = np.arange(len(colours))
+            kind, rows = 3, place[packed]
             table = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8).tobytes()
         else:
             kind, rows, table = 2, self.pixels.reshape(height, width * 3), b""
@@ -143,20 +147,28 @@ def message(text: str, width: int) -> Picture:
 def coverage(
     row: NDArray[Any], kind: NDArray[Any], begin: NDArray[Any], end: NDArray[Any], shape: tuple[int, int, int]
 ) -> NDArray[np.float32]:
-    """How much of each pixel each class covers, exactly: rows × classes × pixels; `begin` and `end` are in pixels."""
+    """How much of each pixel each class covers, exactly: rows × classes × pixels; `begin` and `end` are in pixels, spans come
+    sorted by row."""
     rows, classes, width = shape
-    begin, end = np.clip(begin, 0, width), np.clip(end, 0, width)
-    base = (row.astype(np.int64) * classes + kind) * (width + 2)
-    size = rows * classes * (width + 2)
-    # A step up at `begin` and down at `end`, each split over the two pixels it falls between; their running sum is the coverage.
-    steps = np.zeros(size)
-    for at, sign in ((begin, 1.0), (end, -1.0)):
-        whole = np.floor(at).astype(np.int64)
-        part = at - whole
-        steps += sign * np.bincount(base + whole, weights=1 - part, minlength=size)
-        steps += sign * np.bincount(base + whole + 1, weights=part, minlength=size)
-    sums = np.cumsum(steps.reshape(rows, classes, width + 2), axis=2)
-    return sums[:, :, :width].astype(np.float32)
+    cells = np.empty(shape, np.float32)
+    few = 8  # rows at a time, so that what is counted stays in the cache
+    for first in range(0, rows, few):
+        own = slice(*np.searchsorted(row, np.array([first, first + few], row.dtype)))
+        size = few * classes * (width + 2)
+        base = ((row[own].astype(np.int64) - first) * classes + kind[own]) * (width + 2)
+        # A step up at `begin` and down at `end`, each split over the two pixels it falls between; their running sum is the
+        # coverage.
+        steps = np.zeros(size + 1)
+        for at, sign in ((begin[own], 1.0), (end[own], -1.0)):
+            inside = np.clip(at, 0, width)
+            whole = inside.astype(np.int64)
+            pixel = base + whole
+            part = sign * np.bincount(pixel, weights=inside - whole, minlength=size)
+            steps[:-1] += sign * np.bincount(pixel, minlength=size) - part
+            steps[1:] += part
+        sums = np.cumsum(steps[:-1].reshape(few, classes, width + 2), axis=2)
+        cells[first : first + few] = sums[: rows - first, :, :width]
+    return cells
 
 
 def blend(cells: NDArray[np.float32], colours: Sequence[Rgb]) -> NDArray[np.uint8]:

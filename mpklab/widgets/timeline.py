@@ -26,7 +26,7 @@ NEEDED = (
 )  # fmt: skip
 MODES = ("kind", "phase", "layer", "operator")
 NO_SPANS = "No spans: nothing was recorded. Run with profile=1 or more, or look at the profile's health line."
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]  # as narrow as they came: a million spans cost what their bytes cost
 _RATIOS = (1 / 1.5, 1 / 1.2, 1 / 1.05, 1.05, 1.2, 1.5)
 # How long work took against the same work of the other run: blue is faster, orange slower, readable without red and green.
 DIFFERENCE = {
@@ -54,20 +54,33 @@ def _codes(series: Any) -> tuple[Ints, list[str]]:
     import pandas as pd
 
     if isinstance(series.dtype, pd.CategoricalDtype):
-        return series.cat.codes.to_numpy(np.int64), [str(name) for name in series.cat.categories]
+        return series.cat.codes.to_numpy(), [str(name) for name in series.cat.categories]
     codes, names = pd.factorize(series)
-    return codes.astype(np.int64), [str(name) for name in names]
+    return codes, [str(name) for name in names]
+
+
+def _whole(series: Any) -> Ints:
+    """The integers of a column, also where a join made them floats."""
+    values = series.to_numpy()
+    return values if values.dtype.kind in "iu" else values.astype(np.int64)
+
+
+def _in_order(lane: Ints, begin: Ints, end: Ints) -> bool:
+    """Whether spans are sorted by lane, begin, longest first."""
+    later = (begin[1:] > begin[:-1]) | ((begin[1:] == begin[:-1]) & (end[1:] <= end[:-1]))
+    return bool(((lane[1:] > lane[:-1]) | ((lane[1:] == lane[:-1]) & later)).all())
 
 
 def _depths(lane: Ints, begin: Ints, end: Ints) -> Ints:
     """How many spans of the same lane enclose each one; spans come sorted by lane, begin, longest first."""
     if not len(begin) or not ((lane[1:] == lane[:-1]) & (begin[1:] < end[:-1])).any():
-        return np.zeros(len(begin), np.int64)  # nothing overlaps, as in every recording below level 3
+        return np.zeros(len(begin), np.int8)  # nothing overlaps, as in every recording below level 3
     # An empty span ends half a nanosecond after it begins, so that it does not end before itself.
+    lane = lane.astype(np.int64)
     first, last = 2 * begin, np.maximum(2 * end, 2 * begin + 1)
     stride = int(last.max()) + 2
     ended = np.sort(lane * stride + last)
-    depth = np.arange(len(begin)) - np.searchsorted(ended, lane * stride + first, side="right")
+    depth: Ints = np.arange(len(begin)) - np.searchsorted(ended, lane * stride + first, side="right")
     depth = np.maximum(depth, 0)
     # Spans that cross instead of nesting (a recorder should not write them) are put where there is room, one by one.
     order = np.lexsort((first, depth, lane))
@@ -123,10 +136,10 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
     phase_code, phase_names = _codes(joined["phase"])
     role_code, role_names = _codes(joined["role"])
     roles = list(ROLES) + [name for name in role_names if name not in ROLES]
-    to_role = np.array([roles.index(name) for name in role_names] + [0], np.int64)
-    rank = joined["rank"].to_numpy(np.int64)
-    worker = joined["worker"].to_numpy(np.int64)
-    iteration = joined["iteration"].to_numpy(np.int64)
+    to_role = np.array([roles.index(name) for name in role_names] + [0], np.int32)
+    rank, worker, iteration, task, event, layer, sm = (
+        _whole(joined[name]) for name in ("rank", "worker", "iteration", "task", "event", "layer", "sm")
+    )
 
     is_iteration = phase_code == (phase_names.index("iteration") if "iteration" in phase_names else -2)
     first_source = source == 0
@@ -134,10 +147,11 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
         iteration[first_source], begin[first_source], end[first_source], is_iteration[first_source]
     )
     kept = np.flatnonzero(~is_iteration)
-    group_key = source * (int(rank.max()) + 1 if len(rank) else 1) + rank
-    groups, group = np.unique(group_key, return_inverse=True)
     names = list(sources)
     ranks = int(rank.max()) + 1 if len(rank) else 1
+    group_key = source * ranks + rank
+    present = np.bincount(group_key) > 0
+    groups, group = np.flatnonzero(present), (np.cumsum(present, dtype=np.int32) - 1)[group_key]
     group_names = [
         " · ".join(
             part
@@ -149,38 +163,37 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
 
     workers = int(worker.max()) + 1 if len(worker) else 1
     lane = ((group * workers + worker) * len(roles) + to_role[role_code])[kept]
-    key = lane * (int(end.max()) + 1 if len(end) else 1) + begin[kept]
-    if len(key) and not (key[1:] > key[:-1]).all():
-        order = np.lexsort((-end[kept], key))
+    if (lane[1:] < lane[:-1]).any():  # most recordings only need their lanes put together, which takes no comparisons
+        order = np.argsort(lane.astype(np.min_scalar_type(int(lane.max()))), kind="stable")
+        kept, lane = kept[order], lane[order]
+    if not _in_order(lane, begin[kept], end[kept]):
+        order = np.lexsort((-end[kept], begin[kept], lane))
         kept, lane = kept[order], lane[order]
     depth = _depths(lane, begin[kept], end[kept])
     if depth.any():
         order = np.lexsort((begin[kept], depth, lane))
         kept, lane, depth = kept[order], lane[order], depth[order]
     n = len(kept)
-    starts = (
-        np.flatnonzero(np.r_[True, (lane[1:] != lane[:-1]) | (depth[1:] != depth[:-1])]) if n else np.zeros(0, np.int64)
-    )
+    starts = np.flatnonzero(np.r_[n > 0, (lane[1:] != lane[:-1]) | (depth[1:] != depth[:-1])])
     counts = np.diff(np.r_[starts, n])
-    row_of = np.repeat(np.arange(len(starts)), counts)
+    row_of = np.repeat(np.arange(len(starts), dtype=np.int32), counts)
     begin, end = begin[kept], end[kept]
-    before = np.r_[0, end[:-1]] if n else begin
-    before[starts] = 0
+    gap = begin.copy()
+    gap[1:] -= end[:-1]
+    gap[starts] = begin[starts]
 
-    task = joined["task"].to_numpy(np.int64)[kept]
+    task = task[kept]
     op_code, op_names = _codes(joined["op"])
     kind_code, kind_names = _codes(joined["kind"])
-    layer = joined["layer"].to_numpy(np.int64)
     op_table, op_code = _operators(op_code, op_names, kind_code, kind_names, layer)
     op, phase = op_code[kept], phase_code[kept]
     kinds = sorted({entry[1] for entry in op_table})
     known = [phase_names[code] if code >= 0 else "unknown" for code in range(len(phase_names))]
-    event = joined["event"].to_numpy(np.int64)[kept]
+    event = event[kept]
     carries = np.zeros(len(known) + 1, bool)
     if n:
-        carries[np.unique(phase[event >= 0])] = True
-    first = kept[starts] if n else starts
-    sm = joined["sm"].to_numpy(np.int64)
+        carries[phase[event >= 0]] = True
+    first = kept[starts]
     meta: dict[str, Any] = {
         "title": options["title"],
         "end_ns": int(end.max()) if n else 0,
@@ -206,11 +219,11 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
     columns = {
         "row_group": Column(group[first], delta=True),
         "row_worker": Column(worker[first], delta=True),
-        "row_role": Column(to_role[role_code][first]),
+        "row_role": Column(to_role[role_code[first]]),
         "row_sm": Column(sm[first]),
-        "row_depth": Column(depth[starts] if n else starts),
+        "row_depth": Column(depth[starts]),
         "row_count": Column(counts),
-        "gap": Column(begin - before),
+        "gap": Column(gap),
         "dur": Column(end - begin),
         "phase": Column(phase),
         "task": Column(task, delta=True),
@@ -245,7 +258,7 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
         # A span that was ready before it began; 0 where that is not known or it began at once.
         delay = (joined["begin_ns"].to_numpy(np.int64) - np.asarray(ready, float))[kept]
         columns["ready"] = Column(np.where(np.isfinite(delay) & (delay > 0), delay, 0).astype(np.int64))
-    of_kind = np.array([kinds.index(entry[1]) for entry in op_table] + [-1], np.int64)[op]
+    of_kind = np.array([kinds.index(entry[1]) for entry in op_table] + [-1], np.int16)[op]
     return Lanes(meta, columns, begin, end, row_of, phase, of_kind)
 
 
@@ -289,11 +302,12 @@ def _operators(
     op: Ints, op_names: list[str], kind: Ints, kind_names: list[str], layer: Ints
 ) -> tuple[list[tuple[str, str, int]], Ints]:
     """Distinct operators with their kind and layer, unused names left out, and the codes into that list."""
-    used, where = np.unique(op, return_index=True)
-    to = np.full(len(op_names) + 1, -1, np.int64)
+    first = np.full(len(op_names) + 1, -1, np.int64)  # the last entry answers for code -1
+    first[op[::-1]] = np.arange(len(op) - 1, -1, -1)  # of equal codes the one written last stays
+    to = np.full(len(op_names) + 1, -1, np.int32)
     table: list[tuple[str, str, int]] = []
-    for code, at in zip(used.tolist(), where.tolist(), strict=True):
-        if code < 0 or op_names[code] == "":
+    for code, at in enumerate(first[:-1].tolist()):
+        if at < 0 or op_names[code] == "":
             continue
         to[code] = len(table)
         kind_name = kind_names[kind[at]] if kind[at] >= 0 else "unknown"
@@ -308,7 +322,7 @@ def _operator_of_task(task: Ints, op: Ints) -> Ints | None:
     most = int(task.max())
     if most > 4 * len(task) + 1000:
         return None
-    table = np.full(most + 2, -1, np.int64)  # the last entry answers for task -1
+    table = np.full(most + 2, -1, np.int32)  # the last entry answers for task -1
     table[task] = op
     table[-1] = -1
     return table[:-1] if bool((table[task] == op).all()) else None
@@ -396,25 +410,26 @@ def _picture(timeline: Timeline, width: int) -> raster.Picture:
         shown = np.flatnonzero(depth == 0)
     step = max(1, -(-len(shown) // 300))
     shown = shown[::step]
-    place = np.full(n_rows, -1, np.int64)
+    place = np.full(n_rows, -1, np.int32)
     place[shown] = np.arange(len(shown))
     phases = meta["phases"]
     kinds = meta["kinds"]
     work = np.array([p["work"] for p in phases] + [False])
     use = work[lanes.phase] & (lanes.kind >= 0)
-    classes = np.where(use, lanes.kind, len(kinds) + lanes.phase)
+    classes = np.where(use, lanes.kind, np.int16(len(kinds)) + lanes.phase)
     left = 58
-    kept = place[lanes.row_of] >= 0
+    row = place[lanes.row_of]
+    kept = np.flatnonzero(row >= 0) if len(shown) < n_rows else slice(None)
     scale = (width - left - 8) / max(1, meta["end_ns"])
     cells = raster.coverage(
-        place[lanes.row_of][kept], classes[kept], lanes.begin[kept] * scale, lanes.end[kept] * scale,
+        row[kept], classes[kept], lanes.begin[kept] * scale, lanes.end[kept] * scale,
         (len(shown), len(kinds) + len(phases), width - left - 8),
     )  # fmt: skip
     light = PALETTE["light"]
     colours = [raster.rgb(light[k["colour"] % len(light)]) for k in kinds] + [
         raster.rgb(p["colour"][0]) for p in phases
     ]
-    present = np.unique(classes[kept]).tolist()
+    present = np.flatnonzero(np.bincount(classes[kept])).tolist()
     names = [k["name"] for k in kinds] + [p["name"] for p in phases]
     high = int(max(2, min(16, 360 // max(1, len(shown)))))
     picture = raster.Picture(width, 26 + high * len(shown) + 24 + 14 * (1 + len(present) // 6))
