@@ -31,4 +31,4 @@ def test_frames_are_timed_while_a_page_moves(chromium: Any, tmp_path: Path) -> N
             assert len(found[kind]["gaps"]) == 40 and len(found[kind]["draws"]) >= 30, kind
             assert 0 < np.median(found[kind]["draws"]) < np.sum(found[kind]["gaps"])
     facts = bench.prepared(lambda: task_dag(make_tasks(2, 8)))
-    assert facts["size"] == 120 and 0 < facts["layout_s"] < 1 and 10_000 < facts["sent_bytes"] < 80_000
+    assert facts["size"] == 120 and 0 < facts["layout_s"] and 10_000 < facts["sent_bytes"] < 80_000
