@@ -188,7 +188,9 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(chat: Callable[..., Termi
     made, _, held = numbers(turn)
     assert 0 < made < 16000
     terminal.expect("> ")
-    terminal.type("never sent\x03")  # at the prompt it begins the line again
+    terminal.type("never sent")
+    terminal.expect("never sent")  # the line is being read
+    terminal.type("\x03")  # at the prompt it begins the line again
     terminal.expect("> ")
     terminal.type("More\n")
     terminal.expect(r"More[^\n]*\n.{20}")
