@@ -27,6 +27,7 @@ from mpklab.machine import Machine
 from mpklab.reference import execute
 from mpklab.reference.sampling import random_words
 from mpklab.run import Kernel, Sampling, build
+from mpklab.run.sampling import drawing
 from mpklab.schedule import assign
 from mpklab.tasks import lower
 
@@ -254,6 +255,16 @@ def test_generation_is_reproducible(kernel: Kernel) -> None:
     made = [g.tokens for g in batched.generate_batch([PROMPT, [9], PROMPT], 20, **WARM)]
     assert made[0] == expected and made[2] != expected  # the third request draws other numbers
     assert "".join(map(str, expected)) == "".join(map(str, batched.generate(PROMPT, 20, **WARM).tokens))
+
+
+def test_the_drawing_kernel_keeps_the_plan() -> None:
+    """What a plan says besides tiles and passes is not lost on the way from the greedy step to the drawn one."""
+    model = tiny.model()
+    tasks = lower(model.decode_graph(context=tiny.CONTEXT), Machine.cpu(2), barriers=True, pages=5)
+    plan = drawing(assign(tasks), model).tasks.plan
+    assert plan.barriers and plan.settings == tasks.plan.settings
+    for name in ("qkv_proj", "down_proj"):
+        assert plan.tilings[f"layer0.{name}"] == tasks.plan.tilings[f"layer0.{name}"]
 
 
 def test_rules_are_data(monkeypatch: pytest.MonkeyPatch, empty_cache: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -133,8 +133,9 @@ def drawing(schedule: Schedule, model: Model | None) -> Schedule:
 
 
 def _plan_for_drawing(plan: Plan) -> Plan:
-    """The same choices where the step ends in sample instead of argmax; scores are cut as logits are."""
+    """The same choices where the step ends in sample instead of argmax; scores are cut as logits are. Hand-offs are all by
+    counters."""
     passes = [text.replace("split_argmax", "split_sample") for text in plan.passes if text != "fuse_argmax"]
     tilings = {name: tiling for name, tiling in plan.tilings.items() if name != "argmax_partial"}
     tilings["sample_partial"] = plan.tilings.get("argmax_partial", plan.tilings["logits"])
-    return Plan(tuple(passes), tilings, plan.settings)
+    return replace(plan, passes=tuple(passes), tilings=tilings, handoffs={})
