@@ -278,6 +278,8 @@ def test_a_profile_can_be_run_again() -> None:
     assert not rows.loc["created", "differs"]
     again = table.attrs["profile"]
     assert again.n_tasks == profile.n_tasks and again.meta["iterations"] == 6
+    kernel.prefetch = False
+    assert rerun(Prepared(kernel).launch(6, 2).profile).attrs["profile"].meta["prefetch"] is False
     changed = {**profile.stamp, "versions": {**profile.stamp["versions"], "numpy": "1.0"}}
     moved = mk.Profile(**{**{f: getattr(profile, f) for f in mk.Profile.__dataclass_fields__}, "stamp": changed})
     table = rerun(moved)

@@ -28,6 +28,7 @@ def rerun(
     """
     schedule = recipe.schedule_of(profile)
     kernel = build(schedule, weights=weights)
+    kernel.prefetch = bool(profile.meta.get("prefetch", True))
     prepared = Prepared(kernel)
     found = profile.meta.get("window")
     window = Window(**found) if isinstance(found, Mapping) else Window(level=profile.level)
