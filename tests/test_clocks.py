@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mpklab import abi
 from mpklab.frames import clocks
@@ -84,3 +86,51 @@ def test_a_lane_with_a_counter_of_its_own_keeps_to_itself():
     moved = clocks.Anchors(anchors.lane, anchors.clock, anchors.global_ns + 50_000 * late, anchors.record)
     fit, _ = fitted(head, moved, ticks, first)
     assert fit.curve[2] not in fit.curve[[0, 1, 3, 4, 5]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    tick=st.sampled_from((32, 100, 1000, 1024)),
+    hz=st.floats(0.3, 3.0),
+    drift=st.floats(-3e-4, 3e-4),
+    offset=st.integers(0, 1 << 40),
+    every=st.integers(20_000, 200_000),
+    n=st.integers(3, 300),
+    seed=st.integers(0, 1 << 30),
+)
+def test_the_timers_edges_pin_down_a_steady_clock(tick, hz, drift, offset, every, n, seed):
+    rng = np.random.default_rng(seed)
+    at = np.sort(rng.uniform(0, every * n, n))  # true times since the lane began
+    at[0] = 0.0
+    rate = hz * (1 + drift)
+    clock = np.rint(at * rate).astype(np.int64)
+    shown = ((at + offset) // tick * tick).astype(np.int64)
+    head = np.zeros(1, abi.LANE)
+    head["clock_unit"] = int(abi.Clock.sm_cycles)
+    anchors = clocks.Anchors(np.zeros(n, np.int32), clock, shown, np.zeros(n, np.int64))
+    fit = clocks.fit(head, anchors, np.array([1 / hz]))
+    stamps = np.sort(rng.uniform(0, at[-1], 200))
+    got = fit.times(np.zeros(200, int), np.rint(stamps * rate).astype(np.int64), np.array([0, 200]))
+    if fit.tick_ns != tick:  # too few anchors to show it
+        return
+    pinned = clocks.edges(clock.astype(float), shown.astype(float), tick, 1 / hz)
+    assert pinned is not None  # the truth is always among the lines that are left
+    count = 1 / rate  # a stamp is whole, too
+    assert (np.abs(pinned[0] + pinned[1] * clock - (at + offset)) <= pinned[2] + count).all()
+    error = np.abs(got + tick / 2 - (stamps + offset)).max()
+    if n >= clocks.MIN_EDGES and fit.residual_ns[0] < tick / np.sqrt(12):
+        assert fit.residual_ns[0] == fit.residual_max_ns[0]
+        assert error <= fit.residual_ns[0] + count
+    else:
+        assert error <= 2 * tick
+
+
+def test_many_anchors_leave_a_small_part_of_a_tick():
+    rng = np.random.default_rng(1)
+    at = np.sort(rng.uniform(0, 2e7, 400))
+    clock, shown = np.rint(at * 1.83), at // 1000 * 1000
+    pinned = clocks.edges(clock, shown, 1000, 1 / 1.83)
+    assert pinned is not None and pinned[2] < 60  # a line through the means is said to be off by 289
+    assert np.abs(pinned[0] + pinned[1] * clock - at).max() <= pinned[2]
+    wandering = np.rint(1.83 * (at + 2000 * np.sin(at / 2e6)))
+    assert clocks.edges(wandering, shown, 1000, 1 / 1.83) is None

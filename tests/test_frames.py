@@ -100,9 +100,9 @@ def test_coarse_timers_show_in_the_residual():
             made += iteration(w, i, [{"task": w, "execute": 900 + 31 * w}], i * 1717 + w * 3)
     profile = profile_of(made, 4, clocks=clocks, hz=1.98e9)
     health = frames.health(profile)
-    assert (health["residual_ns"] > 4).all() and (health["residual_ns"] < 40).all()
-    got = frames.spans(profile)
-    assert np.abs(got["begin_ns"].to_numpy() - [s.begin_ns for s in made]).max() <= 32
+    assert (health["residual_ns"] > 1).all() and (health["residual_ns"] < 40).all()
+    off = frames.spans(profile)["begin_ns"].to_numpy() - [s.begin_ns for s in made]
+    assert np.ptp(off) <= 2 * health["residual_ns"].max() + 1
 
 
 def test_what_was_dropped_is_said_and_open_spans_are_closed():

@@ -12,7 +12,6 @@ import pandas as pd
 from mpklab.frames import tables
 from mpklab.frames.records import decode
 from mpklab.profile import Profile
-from mpklab.recipe import by_words
 
 NEVER, ALWAYS = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
 MAX_CELLS = 1 << 28  # iterations × tasks of a grid
@@ -100,7 +99,8 @@ def _causality_of(profile: Profile) -> tuple[pd.DataFrame, np.ndarray]:
 
 def signal_column(profile: Profile, edge: dict[str, Any]) -> str:
     """The column of `tasks` before which no consumer of an edge set can have started."""
-    return "begin_ns" if edge["kind"] == "raw" and by_words(profile)[edge["producer"]] else "signalled_ns"
+    words = profile.operators[edge["producer"]].get("handoff") == "data"
+    return "begin_ns" if words and edge["kind"] == "raw" else "signalled_ns"
 
 
 def _check_edge(

@@ -19,6 +19,7 @@ SAME_COUNTER_NS = (
     2000  # counters of one GPC agree to less than this where their kernels begin; those of two to far more
 )
 PIECE_NS = 1000  # length of a curve's pieces
+MIN_EDGES, MAX_EDGES = 8, 32  # anchors that show whether a clock is steady; pieces whose tightest anchors bound it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +42,9 @@ class Fit:
 
     residual_ns is the root mean square of what line or curve leaves, never below tick_ns / sqrt(12), and the tick
     itself where two anchors or fewer leave nothing to judge by (NaN without any); residual_max_ns the largest. Of a
-    curve both count what it may miss between anchors. curve: which of `curves` a lane follows, -1 none; start: what to
+    curve both count what it may miss between anchors. Of a line that the timer's edges pin down, both are the most by
+    which it can be off anywhere between its anchors. Times are those that the timer shows: half a tick early, on average,
+    in all lanes alike. curve: which of `curves` a lane follows, -1 none; start: what to
     add to its clock for that.
     """
 
@@ -193,6 +196,12 @@ def fit(
             curve[lane], out["slope"][lane] = len(curves), made.rate
             out["rms"][lane], out["worst"][lane] = rms, float(mine.max()) + most
         curves.append(made)
+    for lane in np.nonzero(~shared & (count >= MIN_EDGES) & (curve < 0))[0] if tick > 1 else ():
+        part = slice(start[lane], start[lane + 1])
+        pinned = edges(clock[part], ns[part], tick, out["slope"][lane])
+        if pinned is not None and pinned[2] < out["rms"][lane]:
+            out["offset"][lane], out["slope"][lane] = pinned[0] - tick / 2, pinned[1]
+            out["rms"][lane] = out["worst"][lane] = pinned[2]
     return Fit(out["offset"], out["slope"], curve, begun, tuple(curves), out["rms"], out["worst"], count, tick)
 
 
@@ -253,6 +262,51 @@ def _between(curve: Curve, clock: np.ndarray) -> tuple[float, float]:
     inside = (since >= 0) & (since <= gap)
     bridge = np.where(inside, since * (gap - since) / gap, np.maximum(-since, since - gap))
     return float(np.sqrt(walk * bridge.mean())), 3 * float(np.sqrt(walk * bridge.max()))
+
+
+def edges(clock: np.ndarray, ns: np.ndarray, tick: float, rate: float) -> tuple[float, float, float] | None:
+    """The true time over a steady clock: offset, rate, and the most by which this can be off between the anchors; None
+    where no steady clock could have seen these anchors. `rate` is roughly the clock's, in ns per count.
+
+    A timer that advances by ticks and shows g means a time in [g, g + tick). Each anchor so leaves out lines that pass
+    above or below; those that all anchors leave are a polygon over the times that a line has at both ends.
+    """
+    order = np.argsort(clock, kind="stable")
+    x, rest = clock[order], (ns - rate * clock)[order]
+    length = float(x[-1] - x[0])
+    if length <= 0:
+        return None
+    t = (x - x[0]) / length
+    low, high = rest - rate, rest + tick + rate  # a clock's count is whole
+    polygon = [(low[0], low[-1]), (high[0], low[-1]), (high[0], high[-1]), (low[0], high[-1])]
+    piece = np.minimum(t * MAX_EDGES, MAX_EDGES - 1).astype(int)
+    by = np.lexsort((rest, piece))
+    first = np.nonzero(np.r_[True, np.diff(piece[by]) > 0])[0]
+    # Of each piece the anchor soonest after an edge bounds the line from above, the one soonest before from below.
+    soon, late = by[first], by[np.r_[first[1:], x.size] - 1]
+    bounds = [(t[soon], high[soon], 1.0), (t[late], low[late], -1.0)]
+    for where, limit, sign in ((float(w), float(v), sign) for a, b, sign in bounds for w, v in zip(a, b, strict=True)):
+        polygon = _clipped(polygon, where, limit, sign)
+        if not polygon:
+            return None
+    corners = np.array(polygon)
+    middle, half = (corners.max(0) + corners.min(0)) / 2, (corners.max(0) - corners.min(0)) / 2
+    slope = float(middle[1] - middle[0]) / length
+    return float(middle[0] - slope * x[0]), rate + slope, float(half.max())
+
+
+def _clipped(polygon: list[tuple[float, float]], t: float, limit: float, sign: float) -> list[tuple[float, float]]:
+    """The part of a polygon of lines (time at the begin, time at the end) that at t is not beyond the limit."""
+    out: list[tuple[float, float]] = []
+    over = [sign * (a + (b - a) * t - limit) for a, b in polygon]
+    for i, (a, b) in enumerate(polygon):
+        (a0, b0), before, now = polygon[i - 1], over[i - 1], over[i]
+        if (before > 0) != (now > 0):
+            part = before / (before - now)
+            out.append((a0 + (a - a0) * part, b0 + (b - b0) * part))
+        if now <= 0:
+            out.append((a, b))
+    return out
 
 
 def _limit(rest: np.ndarray) -> float:
