@@ -145,8 +145,10 @@ def test_pages_are_small(tmp_path: Path) -> None:
     for tasks, most in ((10_000, 200_000), (100_000, 1_500_000)):
         path = timeline(make_spans(tasks, 132, max(1, tasks // 25_000))).to_html(tmp_path / "t.html")
         assert path.stat().st_size <= most
-    path = task_dag(make_tasks(126, 132)).to_html(tmp_path / "d.html")
-    assert path.stat().st_size <= 1_500_000
+    for layers, tasks, most in ((13, 10_000, 200_000), (127, 100_000, 1_500_000)):
+        dag = task_dag(make_tasks(layers, 132))
+        assert len(dag.to_pandas()) >= tasks
+        assert dag.to_html(tmp_path / "d.html").stat().st_size <= most
 
 
 # ---- pages and modules
@@ -667,3 +669,34 @@ def test_the_source_of_every_operator_is_marked() -> None:
         "template <class S>\nstatic MPK_FN void load(LoadContext<S>& c) {\n  x();\n}\nvoid other() {}\n"
     ) == [(2, 4, "load")]
     assert source_of(["x"], ["no such operator"], None, "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "header", "roles"),
+    [
+        ("qwen3-0.6b", 1, "linear_row", {"load", "ahead", "prepare", "gather", "compute"}),
+        ("qwen3-0.6b", 4, "linear_rows", {"load", "ahead", "prepare", "gather", "compute"}),
+        ("qwen3-0.6b", 32, "linear_plain", {"compute"}),
+    ],
+)
+def test_of_a_linear_only_the_way_it_takes_is_marked(model: str, batch: int, header: str, roles: set[str]) -> None:
+    from dataclasses import replace
+
+    import mpklab as mk
+    from mpklab import models
+    from mpklab.widgets.source import LINEAR_PATHS, source_of
+
+    graph = models.decode_graph(replace(models.named(model), layers=1), context=64, batch=batch)
+    schedule = mk.assign(mk.lower(graph, mk.Machine.named("h200")))
+    operators = schedule.tasks.operators
+    found = source_of([o.name for o in operators], [o.op for o in operators], schedule, "cuda")
+    assert found is not None
+    meta, columns = found
+    stems = [Path(f["name"]).stem for f in meta["files"]]
+    assert set(LINEAR_PATHS) <= set(stems)  # the others can be read, and are not marked
+    for operator, marks in zip(operators, columns["marks_of"].values, strict=True):
+        if operator.op != "linear":
+            continue
+        own = [(stems[file], what) for file, _, _, what in meta["marks"][marks] if what != "variant"]
+        assert {stem for stem, _ in own} & set(LINEAR_PATHS) == {header}
+        assert {what for _, what in own} == roles

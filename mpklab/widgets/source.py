@@ -14,15 +14,19 @@ from mpklab import env
 from mpklab.codegen import emit
 from mpklab.ops import REGISTRY
 from mpklab.schedule import Schedule
+from mpklab.tasks.handoffs import CONSUMER_WARPS
 from mpklab.widgets.page import Column
 
-# What a worker calls of an operator, in the order of a task's life; csrc/include/mpklab/device/worker.cuh calls them.
-ROLES = ("load", "prefetch", "prepare", "gather", "compute")
+# What a worker calls of an operator, in the order of a task's life; device/worker.cuh and host/worker.hpp call them. What
+# is read before its turn comes is `ahead` on a GPU and `prefetch` on a CPU.
+ROLES = ("load", "ahead", "prefetch", "prepare", "gather", "compute")
 _FUNCTION = re.compile(
-    r"^\s*(?:MPK_FN |MPK_INLINE |static )+(?:void|unsigned) (\w+)\((?:Load|Work)Context|^\s*static \w+ (\w+)\(const Context"
+    r"^\s*(?:(?:MPK_FN |MPK_INLINE |static )+(?:void|unsigned) (\w+)\((?:Load|Work)Context"
+    r"|static MPK_FN Ahead (\w+)\(const Descriptor|static \w+ (\w+)\(const Context)"
 )
 _INCLUDE = re.compile(r'^#include "(mpklab/ops/[\w.]+)"$', re.MULTILINE)
 ENTRY = "generated entry"
+LINEAR_PATHS = ("linear_row", "linear_rows", "linear_plain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ def marks_in(text: str) -> list[tuple[int, int, str]]:
     found = []
     for at, line in enumerate(lines):
         match = _FUNCTION.match(line)
-        name = match and (match[1] or match[2])
+        name = match and (match[1] or match[2] or match[3])
         if name in ROLES:
             depth, end = 0, at
             for end in range(at, len(lines)):
@@ -52,12 +56,28 @@ def marks_in(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
+def linear_path(schedule: Schedule, operator: int) -> str | None:
+    """Which header computes a linear on a GPU, by the rule of Linear in ops/linear.cuh; None for other operators."""
+    tasks = schedule.tasks
+    variant = tasks.variants[int(tasks.variant_of[operator])]
+    if variant.header != "linear":
+        return None
+    warps = tasks.plan.settings.get("consumer_warps", CONSUMER_WARPS)
+    if REGISTRY.ops["linear"].awaits(tasks.graph.node(tasks.operators[operator]), warps):
+        return "linear_row"
+    arguments = variant.text.rstrip(">").partition("<")[2].split(", ")
+    k, rows, splits, d = (int(arguments[i]) for i in (3, 4, 10, 11))
+    matrix = arguments[0] == "mpk::bf16" and k % 64 == 0 and (splits == 0 or d % 8 == 0)
+    return "linear_rows" if matrix and rows <= 16 else "linear_plain"
+
+
 def source_of(
     names: Sequence[str], kinds: Sequence[str], schedule: Schedule | None, backend: str, level: int = 0
 ) -> tuple[dict[str, Any], dict[str, Column]] | None:
     """Header and columns for source.js: files, and for each operator its marks. None where no header can be read.
 
-    With a schedule the entry file is there too, and an operator's marks begin with the line that instantiates it.
+    With a schedule the entry file is there too, an operator's marks begin with the line that instantiates it, and of a
+    linear's three ways of computing only the one that it takes is marked.
     """
     folder = env.csrc_folder() / "include"
     suffix = "hpp" if backend == "cpu" else "cuh"
@@ -97,8 +117,15 @@ def source_of(
             if text.rstrip(">") in lines:
                 at = lines[text.rstrip(">")]
                 own.append(Mark(order.index(ENTRY), at, at, "variant"))
+            path = linear_path(schedule, i) if schedule is not None and suffix == "cuh" else None
             for name in reached[stem]:
-                own += [Mark(order.index(name), a, b, what) for a, b, what in marks_in(files[name])]
+                if path and Path(name).stem in LINEAR_PATHS and Path(name).stem != path:
+                    continue
+                own += [
+                    Mark(order.index(name), a, b, what)
+                    for a, b, what in marks_in(files[name])
+                    if path != "linear_plain" or what not in ("load", "ahead")  # it has no loader
+                ]
             marks.append(own)
         of_operator.append(known[header, text])
     if not files:
