@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lanes import Span, encode
+from lanes import LaneClock, Span, encode
 from schedules import Op, Run, make
 
 from mpklab import analysis, frames
@@ -177,3 +177,21 @@ def test_an_empty_recording_gives_empty_tables():
         f(profile)
     analysis.diff(profile, profile)
     analysis.imbalance(profile, "worker")
+
+
+def test_every_duration_has_its_error_bar():
+    clocks = {w: LaneClock(w * 1000, 1.0, tick_ns=1000) for w in range(2)}
+    ops = [Op("a", tiles=2), Op("b", tiles=2, after=("a",))]
+    queues = [[[Run("a", 0, 900 + i), Run("b", 0, 400)], [Run("a", 1, 1250), Run("b", 1, 410)]] for i in range(5)]
+    exact, profile = make(ops, queues), make(ops, queues, clocks=clocks)
+    error = frames.residual(profile)
+    assert error > 200 > frames.residual(exact)
+    health = frames.health(profile)["residual_ns"]
+    assert np.allclose(frames.tasks(profile)["error_ns"], frames.tasks(profile)["worker"].map(health) * np.sqrt(2))
+    for table in (analysis.handoff(profile), analysis.blame(profile), analysis.steady_state(profile),
+                  analysis.steady_state(profile, "op"), analysis.steady_state(profile, "iteration")):  # fmt: skip
+        assert (table["error_ns"] == error).all() and len(table)
+    both = analysis.diff(exact, profile)["error_ns"]
+    assert (both == np.hypot(error, frames.residual(exact))).all()
+    said, plain = (analysis.explain(p, gains=False) for p in (profile, exact))
+    assert said["finding"].str.contains("±").any() and not plain["finding"].str.contains("wait .* ± .* for").any()

@@ -47,7 +47,8 @@ def explain(profile: Profile, top: int = 5, gains: bool | None = None) -> pd.Dat
     at most 32) · remedy, gain_ns: what would help, and by how much the recorded iterations would be shorter for it as
     `what_if` predicts (NaN where it cannot; `gains=False` leaves it out, the default for very large recordings) ·
     error_ns: how far the replay of the recording as it is misses it; the sentence states no gain that is smaller.
-    No worker time counts for two findings: the more specific cause takes it.
+    No worker time counts for two findings: the more specific cause takes it. A sentence says ± what the clocks may have
+    added to all that it sums up, where that shows.
     """
     p = pieces(profile)
     total = max(1, int(p.ns.sum()))
@@ -114,6 +115,12 @@ def say_ns(ns: float) -> str:
     return f"{ns / 1e9:.3g} s"
 
 
+def _said(profile: Profile, cost: int, count: int) -> str:
+    """A sum of so many times, each off by the clocks' error bar for itself, with its own where that is 1 % or more."""
+    error = residual(profile) * np.sqrt(count)
+    return f"{say_ns(cost)} ± {say_ns(float(f'{error:.2g}'))}" if error >= 0.01 * cost else say_ns(cost)
+
+
 def _families(profile: Profile) -> tuple[list[str], np.ndarray]:
     """Names of families, and the family of each task; -1 for a task without one, which is also the last entry's."""
     code, names = pd.factorize(np.array([family(str(o["name"])) for o in profile.operators], object))
@@ -156,7 +163,7 @@ def _slow_workers(profile: Profile, p: Pieces, free: np.ndarray, total: int, out
             Finding(
                 "slow_worker",
                 f"Worker {row.worker} takes {row.slowdown:.2f} times as long as the others for the same tiles; others "
-                f"wait {say_ns(cost)} for it, {_share(cost, total)}.",
+                f"wait {_said(profile, cost, int(waited.sum()))} for it, {_share(cost, total)}.",
                 cost,
                 _costly(p.cause[waited], p.ns[waited]),
                 "Bringing it to the others' pace",
@@ -186,7 +193,7 @@ def _few_tiles(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: l
             Finding(
                 "few_tiles",
                 f"{names[int(f)]} is cut into {count} tile{'s' * (count != 1)} for {workers} workers; the others wait "
-                f"{say_ns(cost)} for it, {_share(cost, total)}.",
+                f"{_said(profile, cost, int(mine.sum()))} for it, {_share(cost, total)}.",
                 cost,
                 _costly(p.cause[mine], p.ns[mine]),
                 f"Spreading it over all {workers} workers",
@@ -215,7 +222,7 @@ def _late_pages(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: 
     out.append(
         Finding(
             "late_pages",
-            f"Consumers wait {say_ns(cost)} for pages to arrive, {_share(cost, total)}{ahead}.",
+            f"Consumers wait {_said(profile, cost, int(pages.sum()))} for pages to arrive, {_share(cost, total)}{ahead}.",
             cost,
             _costly(d.task[pages], (d.end_ns - d.begin_ns)[pages]),
             "Loading far enough ahead",
@@ -237,8 +244,8 @@ def _order(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[
         out.append(
             Finding(
                 "order",
-                f"Workers wait {say_ns(cost)} at the head of their queue while a later task of the same queue is ready"
-                f"{most}: {_share(cost, total)} that another order would use.",
+                f"Workers wait {_said(profile, cost, int(blocked.sum()))} at the head of their queue while a later task of the "
+                f"same queue is ready{most}: {_share(cost, total)} that another order would use.",
                 cost,
                 _costly(p.task[blocked], p.ns[blocked]),
                 "Handing tasks out at run time",
@@ -280,7 +287,7 @@ def _waits(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[
         mine = free & (cause == f)
         cost = int(p.ns[mine].sum())
         if f < 0:
-            sentence = f"Workers have nothing to do for {say_ns(cost)}, {_share(cost, total)}."
+            sentence = f"Workers have nothing to do for {_said(profile, cost, int(mine.sum()))}, {_share(cost, total)}."
         else:
             running = int(p.ns[mine & (p.kind == _CODE["producer"])].sum())
             ops = profile.tasks["operator"][p.cause[mine]]
@@ -289,7 +296,7 @@ def _waits(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[
             percent = round(100 * running / max(1, cost))
             rest = ", for the rest it had not begun" if percent < 100 else ""
             sentence = (
-                f"Workers wait {say_ns(cost)} for {names[int(f)]}{where}, {_share(cost, total)}; for "
+                f"Workers wait {_said(profile, cost, int(mine.sum()))} for {names[int(f)]}{where}, {_share(cost, total)}; for "
                 f"{percent} % of that it was running{rest}."
             )
         twice = None if f < 0 else _scaling(np.where(of_task[:-1] == f, 0.5, 1.0))

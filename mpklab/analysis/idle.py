@@ -79,7 +79,8 @@ def bubbles(profile: Profile, by: str = "worker", record_ns: float | None = None
     gather, producer, latency, blocked, ready_elsewhere, starved, remote, fetch, signal, ramp, tail, recording,
     unexplained (`mpklab.analysis.idle.CLASSES` says what each means);
     makespan_ns is their sum. A wait counts as `blocked` before it counts as `producer`, and what is neither is
-    `ready_elsewhere` or `starved`; time of no task stands under "(none)", layer -1. `record_ns` is the cost of one
+    `ready_elsewhere` or `starved`; where one class of a wait ends and the next begins is known to ±
+    `frames.residual(profile)`, the sum is exact. Time of no task stands under "(none)", layer -1. `record_ns` is the cost of one
     record (default: what the run calibrated, else 0).
     """
     p = pieces(profile, record_ns)

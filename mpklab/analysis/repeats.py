@@ -10,7 +10,7 @@ import pandas as pd
 from mpklab.analysis.idle import publication
 from mpklab.analysis.observed import observe
 from mpklab.errors import ProfileError, suggest
-from mpklab.frames import NEVER, tasks
+from mpklab.frames import NEVER, residual, tasks
 from mpklab.profile import Profile
 
 KEY = ["op", "tile0", "tile1", "tile2", "tile3"]
@@ -20,8 +20,9 @@ def steady_state(profile: Profile, by: str = "task", skip: int | None = None) ->
     """How steady durations are over iterations, one row per "task", "op" (time of all its tiles) or "iteration".
 
     By task or operator: task and op (or op) · n: iterations · median_ns, p99_ns, min_ns, max_ns · jitter_ns: 1.4826 ×
-    the median distance from the median. The first `skip` recorded iterations are left out (default: one, if four or
-    more were recorded). By iteration: iteration, dur_ns: from the last task of the one before to its own last task.
+    the median distance from the median · error_ns: the clocks' error bar of one task's time. The first `skip` recorded
+    iterations are left out (default: one, if four or more were recorded). By iteration: iteration, dur_ns: from the last
+    task of the one before to its own last task, and error_ns.
     """
     t = tasks(profile)
     numbers = np.unique(t["iteration"].to_numpy())
@@ -50,6 +51,7 @@ def steady_state(profile: Profile, by: str = "task", skip: int | None = None) ->
             "jitter_ns": 1.4826 * distance,
         }
     ).reset_index()
+    out["error_ns"] = residual(profile)
     if by == "task":
         out.insert(1, "op", t.drop_duplicates("task").set_index("task")["op"].reindex(out["task"]).to_numpy())
     return out
@@ -57,7 +59,7 @@ def steady_state(profile: Profile, by: str = "task", skip: int | None = None) ->
 
 def iterations(profile: Profile) -> pd.DataFrame:
     """One row per iteration: iteration, begin_ns (when the one before ended, or its own first task began), end_ns (when
-    the next was announced, or its last task ended), dur_ns."""
+    the next was announced, or its last task ended), dur_ns, error_ns: the clocks' error bar of it."""
     rows: list[pd.DataFrame] = []
     for seen in observe(profile):
         if not seen.iterations.size:
@@ -76,10 +78,11 @@ def iterations(profile: Profile) -> pd.DataFrame:
                     "begin_ns": begin,
                     "end_ns": end,
                     "dur_ns": end - begin,
+                    "error_ns": residual(profile),
                 }
             )[fine]
         )
-    columns = ["rank", "iteration", "begin_ns", "end_ns", "dur_ns"]
+    columns = ["rank", "iteration", "begin_ns", "end_ns", "dur_ns", "error_ns"]
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns, dtype=np.int64)
 
 
@@ -89,7 +92,8 @@ def diff(a: Profile, b: Profile, by: str = "op", confidence: float = 0.95, seed:
 
     a_ns, b_ns: mean over iterations of the time of all tiles (of the task) · delta_ns: b − a · low_ns, high_ns: its
     confidence interval, bootstrapped over iterations (NaN with fewer than three on a side) · ratio: b / a · sure: the
-    interval leaves out 0 · only: "a" or "b" where the other does not have it. Largest change first.
+    interval leaves out 0 · only: "a" or "b" where the other does not have it · error_ns: what both recordings' clocks may
+    add to one task's change. Largest change first.
     """
     if by not in ("op", "task"):
         raise ProfileError(f"diff(by={by!r}): {suggest(by, ('op', 'task'))}")
@@ -109,6 +113,7 @@ def diff(a: Profile, b: Profile, by: str = "op", confidence: float = 0.95, seed:
     out["ratio"] = mean_b / np.where(mean_a > 0, mean_a, np.nan)
     out["sure"] = (low > 0) | (high < 0)
     out["only"] = np.where(np.isnan(mean_a), "b", np.where(np.isnan(mean_b), "a", ""))
+    out["error_ns"] = float(np.hypot(residual(a), residual(b)))
     whole = out["op"] == "iteration"
     order = out["delta_ns"].abs().where(~whole, np.inf).fillna(0).sort_values(ascending=False, kind="stable").index
     return out.loc[order].reset_index(drop=True)

@@ -57,7 +57,8 @@ def tasks(profile: Profile) -> pd.DataFrame:
     bytes moved, flops done (f64, as the operator declares) · fetch_ns, gather_ns, signal_ns: the other phases ·
     issue_ns: the worker took the task up; start_ns: its waits were over; signalled_ns: its execution was over and its
     signals began; done_ns: they were out. Below level 2 issue = start = begin and signalled = done = end.
-    truncated: it was still running when the record ends. Times in ns since the profile's first stamp.
+    truncated: it was still running when the record ends · error_ns: error bar of its times against those of another such
+    worker, and more than that of its durations (`lane_error`). Times in ns since the profile's first stamp.
     """
     found = _tasks.get(profile)
     if found is None:
@@ -116,8 +117,16 @@ def _task_table(profile: Profile, d: Decoded) -> pd.DataFrame:
         "signalled_ns": d.end_ns[at],
         "done_ns": np.maximum(done[mine], d.end_ns[at]),
         "truncated": d.truncated[at],
+        "error_ns": lane_error(d)[d.lane[at]],
     }
     return pd.DataFrame(columns, copy=False)
+
+
+def lane_error(d: Decoded) -> np.ndarray:
+    """Per lane, the error bar of the time between two stamps of such lanes, in ns (NaN without anchors): the root of the
+    sum of two residuals squared. Stamps of the same lane share most of their clock's error, so it is less between them."""
+    out: np.ndarray = np.sqrt(2) * d.fit.residual_ns
+    return out
 
 
 def events(profile: Profile) -> pd.DataFrame:
