@@ -11,6 +11,7 @@ from mpklab.widgets.studio import Studio
 def register(shell: Any) -> None:
     """Give an IPython shell the magics of mpklab."""
     from IPython.core import magic_arguments
+    from IPython.core.error import UsageError
     from IPython.display import display
 
     @magic_arguments.magic_arguments("%%mpk_profile")
@@ -21,17 +22,18 @@ def register(shell: Any) -> None:
         """Run a cell, record every kernel that it runs, and show the last recording in a Studio."""
         asked = magic_arguments.parse_argstring(mpk_profile, line)
         with profiling(asked.level) as recorded:
-            shell.run_cell(cell)
+            ran = shell.run_cell(cell)
         if asked.name:
             shell.user_ns[asked.name] = recorded[0] if len(recorded) == 1 else recorded
-        if asked.quiet:
-            return
-        if not recorded:
-            print("no kernel ran in this cell, so nothing was recorded")
-            return
-        if len(recorded) > 1:
-            kept = f"; all of them are in {asked.name}" if asked.name else "; %%mpk_profile NAME keeps all of them"
-            print(f"{len(recorded)} recordings, of which this is the last{kept}")
-        display(Studio(recorded[-1]))
+        if not asked.quiet:
+            if len(recorded) > 1:
+                kept = f"; all of them are in {asked.name}" if asked.name else "; %%mpk_profile NAME keeps all of them"
+                print(f"{len(recorded)} recordings, of which this is the last{kept}")
+            if recorded:
+                display(Studio(recorded[-1]))
+            elif ran.success:
+                print("no kernel ran in this cell, so nothing was recorded")
+        if not ran.success:  # its traceback stands above; whoever runs all cells must stop here
+            raise UsageError("the profiled cell ended with an error")
 
     shell.register_magic_function(mpk_profile, "cell", "mpk_profile")

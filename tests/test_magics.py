@@ -62,6 +62,16 @@ def test_a_cell_without_a_kernel_says_so(shell, shown, capsys):
     assert shell.run_cell("kernel.run(x=one).profile is None").result is True
 
 
+def test_an_error_in_a_profiled_cell_ends_it(shell, shown, capsys):
+    shell.run_line_magic("reload_ext", "mpklab")
+    assert not shell.run_cell("%%mpk_profile broken\nkernel.run(x=one)\n1 / 0").success
+    said = "".join(capsys.readouterr())
+    assert said.count("ZeroDivisionError: division by zero") == 1 and "the profiled cell ended with an error" in said
+    assert shell.user_ns["broken"].level == 2 and len(shown) == 1
+    assert not shell.run_cell("%%mpk_profile\n1 / 0").success
+    assert "no kernel ran" not in "".join(capsys.readouterr())
+
+
 def test_an_error_shows_the_cell_and_not_our_frames(shell, capsys):
     shell.run_cell("value = 1\nkernel.run(y=one)\n")
     out = capsys.readouterr().out
