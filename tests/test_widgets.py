@@ -610,12 +610,21 @@ def test_differences_are_told_in_classes() -> None:
 
 
 def test_two_recordings_share_a_studio() -> None:
+    from mpklab.widgets.recording import profile_timeline
+
     a, b = small_run(), small_run(latency=300)
     view = Studio(a, other=b)
     assert view.timeline.lanes.meta["groups"] == ["this", "other"] and view.timeline.lanes.meta["color"] == "difference"
     assert [mode["name"] for mode in view.timeline.lanes.meta["modes"]] == ["class", "waits for", "difference"]
     assert view.dag.table.values["times_other"].tolist() == [1.0] * 4
     assert [note.split(":")[0] for note in view.notes] == ["this", "other"]
+    meta = view.timeline.lanes.meta
+    assert meta["run_of_group"] == [0, 1]
+    for run, recording in enumerate((a, b)):
+        alone = profile_timeline(recording).lanes.meta
+        for name in ("iterations", "bounds"):
+            own = [{**mark, "run": 0} for mark in meta[name] if mark["run"] == run]
+            assert own == alone[name] and own
 
 
 def test_a_schedule_that_races_is_drawn_with_the_missing_edge() -> None:

@@ -41,6 +41,7 @@ def profile_timeline(profile: Any, other: Any = None, **options: Any) -> Timelin
         "place": "SM" if on_gpu(profile) else "CPU",
         "notes": notes_of(profile, other),
         "bounds": bounds_of(profile),
+        "other_bounds": {} if other is None else bounds_of(other),
         "classes": {"class": union_categoricals(list(idle)), "waits for": union_categoricals(list(cause))},
         "ready_ns": np.concatenate([ready_times(run, frame) for run, frame in zip(runs, spans, strict=True)]),
     }

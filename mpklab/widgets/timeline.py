@@ -142,10 +142,12 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
     )
 
     is_iteration = phase_code == (phase_names.index("iteration") if "iteration" in phase_names else -2)
-    first_source = source == 0
-    iterations = _iterations(
-        iteration[first_source], begin[first_source], end[first_source], is_iteration[first_source]
-    )
+    stops = np.cumsum([len(frame) for frame in frames]).tolist()
+    iterations = [
+        {"run": run, **found}
+        for run, own in enumerate(map(slice, [0, *stops], stops))
+        for found in _iterations(iteration[own], begin[own], end[own], is_iteration[own])
+    ]
     kept = np.flatnonzero(~is_iteration)
     names = list(sources)
     ranks = int(rank.max()) + 1 if len(rank) else 1
@@ -206,8 +208,13 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
         "ops": [{"name": name, "kind": kinds.index(kind), "layer": level} for name, kind, level in op_table],
         "kinds": [{"name": kind, "colour": colour} for kind, colour in zip(kinds, kind_colours(kinds), strict=True)],
         "event_phases": carries.astype(int).tolist(),
+        "run_of_group": [key // ranks for key in groups.tolist()],
         "iterations": iterations,
-        "bounds": [{"name": str(name), "at": float(at)} for name, at in options["bounds"].items()],
+        "bounds": [
+            {"run": run, "name": str(name), "at": float(at)}
+            for run, of_run in enumerate((options["bounds"], options["other_bounds"])[: len(frames)])
+            for name, at in of_run.items()
+        ],
         "palette": PALETTE,
         "color": options["color"],
         "height": options["height"],
@@ -385,7 +392,7 @@ class Timeline(View):
         busiest = sorted(((took[k], phase["name"]) for k, phase in enumerate(phases) if took[k] > 0), reverse=True)[:4]
         whole = rows * max(1, lanes.meta["end_ns"])
         shares = ", ".join(f"{name} {100 * t / whole:.1f} %" for t, name in busiest)
-        count = len(lanes.meta["iterations"])
+        count = sum(not found["run"] for found in lanes.meta["iterations"])
         several = f", {counted(count, 'iteration')}" if count > 1 else ""
         cut = len(lanes.columns["truncated"].values)
         lost = f"; {counted(cut, 'span')} cut short" if cut else ""
@@ -457,6 +464,7 @@ def timeline(
     color: str = "kind",
     names: Sequence[str] = ("this", "other"),
     bounds: Mapping[str, float] | None = None,
+    other_bounds: Mapping[str, float] | None = None,
     error_ns: float | Mapping[int, float] | None = None,
     classes: Mapping[str, object] | None = None,
     height: int | None = None,
@@ -468,10 +476,10 @@ def timeline(
     """A picture of `mk.spans(profile)`: one row per worker, lanes inside; `other` is a second run, drawn below, each from
     its own earliest span, and `color="difference"` tells where the work of one took longer.
 
-    `bounds` are vertical lines, nanoseconds from the earliest span; `error_ns` is the clock's error, one number or one
-    per worker; `classes` adds ways to colour: a name and one value per span (at most 200 different ones); `place` says what
-    the column `sm` counts; `ready_ns` when the task of each span of execution was ready (NaN: not known), which draws how
-    many tasks were ready and not begun; `notes` are sentences above the picture.
+    `bounds` are vertical lines, nanoseconds from the earliest span, and `other_bounds` those of `other`; `error_ns` is the
+    clock's error, one number or one per worker; `classes` adds ways to colour: a name and one value per span (at most 200
+    different ones); `place` says what the column `sm` counts; `ready_ns` when the task of each span of execution was ready
+    (NaN: not known), which draws how many tasks were ready and not begun; `notes` are sentences above the picture.
     """
     extra = dict(classes or {})
     known = [*MODES, *extra, *(["difference"] if other is not None else [])]
@@ -479,7 +487,7 @@ def timeline(
         raise ProfileError(f"color={color!r} is no way to colour a timeline: {suggest(color, known)}")
     sources = {str(names[0]): spans} if other is None else {str(names[0]): spans, str(names[1]): other}
     options = {
-        "title": str(title), "color": color, "bounds": dict(bounds or {}), "error_ns": error_ns, "height": height, "empty": empty,
-        "place": str(place), "ready_ns": ready_ns, "notes": list(notes),
+        "title": str(title), "color": color, "bounds": dict(bounds or {}), "other_bounds": dict(other_bounds or {}), "error_ns": error_ns,
+        "height": height, "empty": empty, "place": str(place), "ready_ns": ready_ns, "notes": list(notes),
     }  # fmt: skip
     return Timeline(read_lanes(sources, extra, options), spans, str(title))

@@ -139,6 +139,45 @@ def test_two_runs_stand_one_above_the_other(show: Any) -> None:
     assert page.run("mpk.spans.bands.length") == 8 and page.run("mpk.spans.n") == len(a[a["phase"] != "iteration"]) * 2
 
 
+def test_each_run_has_its_own_marks_among_its_own_rows(show: Any) -> None:
+    a, b = make_spans(600, 4, 2, seed=1), make_spans(900, 4, 3, seed=2)
+    page = show(timeline(a, b, names=("before", "after"), bounds={"bytes": 4e4}, other_bounds={"path": 3e5}))
+    assert "bytes 40 µs" in page.page.inner_text(".mpk-legend") and "after: path 300 µs" in page.page.inner_text(
+        ".mpk-legend"
+    )
+    drawn = page.run(
+        """(() => {
+          const texts = [], lines = [], to = CanvasRenderingContext2D.prototype, { fillText, moveTo, lineTo } = to;
+          let from = null;
+          to.fillText = function (text, x, y, ...more) { texts.push([text, y]); fillText.call(this, text, x, y, ...more); };
+          to.moveTo = function (x, y) { from = [x, y]; moveTo.call(this, x, y); };
+          to.lineTo = function (x, y) {
+            if (from?.[0] === x && y - from[1] > 40) lines.push([x, from[1], y, this.getLineDash().length]);
+            lineTo.call(this, x, y);
+          };
+          mpk.draw();
+          Object.assign(to, { fillText, moveTo, lineTo });
+          const rows = [0, 3, 4, 7].map((b) => mpk.at(mpk.spans.bands[b].lanes[0].rows[0].lo)[1]);
+          const [t0, t1] = mpk.window, box = document.querySelector("canvas");
+          return { texts, lines, rows, perNs: (box.clientWidth - 94) / (t1 - t0) };
+        })()"""
+    )
+    first, last, other_first, other_last = drawn["rows"]
+    for frame, begin, end, bound in ((a, first, last, 4e4), (b, other_first, other_last, 3e5)):
+        own = [line for line in drawn["lines"] if line[1] < begin and end < line[2]]
+        apart = [line for line in drawn["lines"] if line[2] <= begin or end <= line[1]]
+        assert len(own) + len(apart) == len(drawn["lines"])  # none goes through the rows of both
+        marks = frame[frame["phase"] == "iteration"].groupby("iteration")["begin_ns"].min() - frame["begin_ns"].min()
+        wanted = sorted(
+            [*((round(84 + t * drawn["perNs"]), 0) for t in marks), (round(84 + bound * drawn["perNs"]), 2)]
+        )
+        assert sorted((round(x - 0.5), dash) for x, _, _, dash in own) == wanted
+    said = dict(drawn["texts"])
+    assert said["bytes 40 µs"] < first and last < said["path 300 µs"] < other_first
+    heights = [y for text, y in drawn["texts"] if text == "iteration 1"]
+    assert len(heights) == 2 and heights[0] < first and last < heights[1] < other_first
+
+
 @pytest.mark.parametrize("tasks", [20_000, 200_000])
 def test_frames_come_in_time(show: Any, tasks: int) -> None:
     """About five spans a task: 10^5 and 10^6 of them."""

@@ -193,7 +193,10 @@ export function mountTimeline(el, meta, columns, host = {}) {
   const spans = readSpans(meta, columns);
   const span = Math.max(1, meta.end_ns);
   // Above the rows: ticks, a line of labels for iterations and one for bounds where there are any, one or two curves.
-  const iterationY = AXIS, boundY = AXIS + (meta.iterations.length > 1 ? LABELS : 0), curveY = boundY + (meta.bounds.length ? LABELS : 0);
+  // A second run has its own marks among its own rows, and their labels beside its name.
+  const marksOf = (list, run) => list.filter((mark) => mark.run === run);
+  const iterations = marksOf(meta.iterations, 0), bounds = marksOf(meta.bounds, 0);
+  const iterationY = AXIS, boundY = AXIS + (iterations.length > 1 ? LABELS : 0), curveY = boundY + (bounds.length ? LABELS : 0);
   const rowsY = curveY + CURVE * (spans.ready ? 2 : 1) + 2;
   const groups = meta.groups;
   const bandTop = []; // in CSS pixels from the first row, filled by layout()
@@ -215,7 +218,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
     make(host.page ? "h1" : "h2", {}, meta.title), mode,
     button("+", "Zoom in", () => zoom(0.5)), button("−", "Zoom out", () => zoom(2)), button("Fit", "Show everything", fit),
     button("↕", "Taller rows", () => tall(1.5)), button("↧", "Flatter rows", () => tall(1 / 1.5)));
-  if (meta.iterations.length > 1) {
+  if (iterations.length > 1) {
     bar.append(button("◀", "Previous iteration", () => step(-1)), button("▶", "Next iteration", () => step(1)));
   }
   bar.append(make("span", { class: "mpk-space" }), make("span", { class: "mpk-hint" }, "Ctrl + wheel zooms · drag pans · click selects a task"));
@@ -274,7 +277,10 @@ export function mountTimeline(el, meta, columns, host = {}) {
     })));
     if (shown.length > few.length) legend.append(make("span", {}, `and ${shown.length - few.length} more`));
     if (shown.some(([c]) => c.idle)) legend.append(make("span", {}, "· half height: not working"));
-    for (const bound of meta.bounds) legend.append(make("span", {}, `┆ ${clip(bound.name, 60)} ${formatNs(bound.at)}`));
+    for (const bound of meta.bounds) {
+      const whose = bound.run ? clip(groups[meta.run_of_group.indexOf(bound.run)] ?? "", 40) + ": " : "";
+      legend.append(make("span", {}, `┆ ${whose}${clip(bound.name, 60)} ${formatNs(bound.at)}`));
+    }
   }
 
   // ---- geometry: CSS pixels
@@ -535,15 +541,18 @@ export function mountTimeline(el, meta, columns, host = {}) {
     context.lineTo(plot.x + plot.w, AXIS - 0.5);
     context.stroke();
     clipLines(plot, () => {
-      const shown = meta.iterations.filter((it) => it.begin <= t1 && it.end >= t0);
-      if (shown.length < plot.w / 3) for (const it of shown) line(Math.round(toX(plot, it.begin)) + 0.5, iterationY, plot.y + plot.h, css(theme.fg, 0.45), []);
-      if (meta.iterations.length > 1) {
+      for (const { run, name, from, to } of runsIn(plot)) {
+        const shown = marksOf(meta.iterations, run).filter((it) => it.begin <= t1 && it.end >= t0);
+        if (shown.length < plot.w / 3) for (const it of shown) line(Math.round(toX(plot, it.begin)) + 0.5, run ? from : iterationY, to, css(theme.fg, 0.45), []);
         // The one under way at the left edge keeps its name there.
-        tags(shown.map((it) => [Math.max(toX(plot, it.begin), plot.x), `iteration ${it.index}`]), iterationY, plot);
+        const names = marksOf(meta.iterations, run).length > 1 ? shown.map((it) => [Math.max(toX(plot, it.begin), plot.x), `iteration ${it.index}`]) : [];
+        const limits = marksOf(meta.bounds, run).map((bound) => [toX(plot, bound.at), `${clip(bound.name, 40)} ${formatNs(bound.at)}`]).filter(([x]) => x >= plot.x && x <= plot.x + plot.w);
+        for (const [x] of limits) line(Math.round(x) + 0.5, run ? from : boundY, to, css(theme.accent), [5, 3]);
+        if (!run) {
+          tags(names, iterationY, plot);
+          tags(limits, boundY, plot);
+        } else if (from > plot.y + 16) tags([...names, ...limits], from - 16, plot, Math.max(plot.x, 14 + context.measureText(clip(name, 80)).width));
       }
-      const bounds = meta.bounds.map((bound) => [toX(plot, bound.at), `${clip(bound.name, 40)} ${formatNs(bound.at)}`]).filter(([x]) => x >= plot.x && x <= plot.x + plot.w);
-      for (const [x] of bounds) line(Math.round(x) + 0.5, boundY, plot.y + plot.h, css(theme.accent), [5, 3]);
-      tags(bounds, boundY, plot);
       if (hover) line(Math.round(hover.x) + 0.5, AXIS, plot.y + plot.h, css(theme.fg, 0.5), [2, 2]);
     });
     context.textAlign = "right";
@@ -551,11 +560,22 @@ export function mountTimeline(el, meta, columns, host = {}) {
     context.fillText(hover ? formatNs(hover.t, 7) : `${formatNs(t1 - t0, 3)} shown`, plot.x - 6, 10, plot.x - 8);
   }
 
+  /** The runs whose rows are in view: from where to where these reach, and the name above them. */
+  function runsIn(plot) {
+    const found = [], bottom = plot.y + plot.h;
+    spans.bands.forEach((band, b) => {
+      const run = meta.run_of_group[band.group], y = plot.y + bandTop[b] - top;
+      if (found[run]) found[run].to = y + bandHeight;
+      else found[run] = { run, name: groups[band.group], from: y, to: y + bandHeight };
+    });
+    const placed = found.filter(Boolean).map((one, _, all) => ({ ...one, from: Math.max(one.from, plot.y), to: all.length > 1 ? Math.min(one.to, bottom) : bottom }));
+    return placed.filter(({ run, from, to }) => !run || from < to);
+  }
+
   /** Texts beside their lines, right of them or left where the right has no room; what has room on neither side is left out. */
-  function tags(entries, y, plot) {
+  function tags(entries, y, plot, free = plot.x) {
     context.textAlign = "left";
     const right = plot.x + plot.w, sorted = entries.sort((a, b) => a[0] - b[0]);
-    let free = plot.x;
     sorted.forEach(([x, text], k) => {
       const room = context.measureText(text).width + 8, next = sorted[k + 1]?.[0] ?? right;
       const left = x + room <= Math.min(next, right) ? x : x - room >= free ? x - room : x + room <= right && x >= free ? x : null;
@@ -694,7 +714,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
     redraw();
   }
   function step(by) {
-    const its = meta.iterations, middle = (t0 + t1) / 2;
+    const its = iterations, middle = (t0 + t1) / 2;
     let k = its.findIndex((it) => middle < it.end);
     if (k < 0) k = its.length - 1;
     const alone = t1 - t0 < 1.5 * (its[k].end - its[k].begin);
