@@ -448,7 +448,7 @@ def task_dag(
     height: int | None = None,
     notes: Sequence[str] = (),
 ) -> TaskDag:
-    """A picture of a TaskGraph, with `mk.spans(profile)` also of what each task took; or of a Profile's, with its own spans.
+    """A picture of a TaskGraph, with `profile.spans()` also of what each task took; or of a Profile's, with its own spans.
 
     `columns` are more numbers per task to colour by (negative: unknown), `paths` named lists of task ids (a critical
     path), `missing` pairs of tasks that nothing orders, drawn in red with their text, or the ScheduleError of `mk.verify`;

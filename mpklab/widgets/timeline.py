@@ -99,14 +99,14 @@ def _one(spans: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in NEEDED if name not in spans.columns]
     if missing:
         raise ProfileError(
-            f"a timeline needs the columns of mk.spans(profile); missing: {', '.join(missing)}. "
+            f"a timeline needs the columns of profile.spans(); missing: {', '.join(missing)}. "
             "Pass the frame whole, filtered by rows only."
         )
     return spans
 
 
 def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object], options: Mapping[str, Any]) -> Lanes:
-    """The columns of timeline.js from one or more frames in the schema of `mk.spans`."""
+    """The columns of timeline.js from one or more frames in the schema of `profile.spans()`."""
     import pandas as pd
 
     frames = [_one(frame) for frame in sources.values()]
@@ -473,7 +473,7 @@ def timeline(
     ready_ns: Sequence[float] | NDArray[Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Timeline:
-    """A picture of `mk.spans(profile)`: one row per worker, lanes inside; `other` is a second run, drawn below, each from
+    """A picture of `profile.spans()`: one row per worker, lanes inside; `other` is a second run, drawn below, each from
     its own earliest span, and `color="difference"` tells where the work of one took longer.
 
     `bounds` are vertical lines, nanoseconds from the earliest span, and `other_bounds` those of `other`; `error_ns` is the
