@@ -112,6 +112,10 @@ class Graph(Presented):
             f"graph {self.name!r} has no operator {name!r}: {suggest(name, (o.name for o in self.operators))}"
         )
 
+    def operands_of(self, op: str) -> dict[str, str]:
+        """Operand → tensor of the first operator of that kind; empty where there is none."""
+        return next((dict(o.operands) for o in self.operators if o.op == op), {})
+
     def writers(self, tensor: str) -> tuple[Operator, ...]:
         """The operators that write a tensor, in program order; none where there is no such tensor."""
         return self._users[1].get(tensor, ())

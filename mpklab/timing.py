@@ -104,8 +104,8 @@ class Prepared:
 
     def _start_decode(self, graph: Graph) -> None:
         """Every sequence at the position, not done, with no token that ends it."""
-        o = next((o.operands for o in graph.operators if o.op == "advance"), None)
-        if o is None:
+        o = graph.operands_of("advance")
+        if not o:
             return
         t = self.session.tensors
         t[o["position"]].fill_(self._begin())

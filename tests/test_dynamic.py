@@ -288,7 +288,7 @@ def test_decoders_give_the_same_tokens(workers: int) -> None:
     for name, x in tasks.graph.tensors.items():
         if x.role == "weight":
             given[name] = (torch.randn(x.type.sizes, generator=g) / 4).to(TORCH_DTYPES[x.dtype])
-    names = next(o.operands for o in tasks.operators if o.op == "advance")
+    names = tasks.graph.operands_of("advance")
     counts = {"eos": -1, "limit": 12, "token": 3, "position": 0, "done": 0}
 
     def run(schedule: Schedule) -> dict[str, torch.Tensor]:

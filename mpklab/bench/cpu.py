@@ -176,7 +176,7 @@ def timed(kernel: Kernel, prompts: list[list[int]], tokens: int) -> Callable[[],
 
     Every call starts from the same state, and nothing ends early.
     """
-    names = next(o.operands for o in kernel.graph.operators if o.op == "advance")
+    names = kernel.graph.operands_of("advance")
     session = kernel.session_for(*prompts, max_new_tokens=tokens + 1)
     t = session.tensors
     t[names["eos"]].fill_(-1)

@@ -139,7 +139,7 @@ def start(kernel: Any, batch: int, context: int, steps: int) -> Any:
     for name in graph.tensors:
         if name.endswith("_cache"):
             session.tensors[name].normal_(0, 1, generator=generator)
-    o = next(x for x in graph.operators if x.op == "advance").operands
+    o = graph.operands_of("advance")
     eos = graph.tensors[o["eos"]].type.sizes
     session.bind(
         {
@@ -147,13 +147,13 @@ def start(kernel: Any, batch: int, context: int, steps: int) -> Any:
             o["limit"]: torch.full((batch,), 1 << 30, dtype=torch.int32, device=session.device),
         }
     )
-    reset(session, o, context - steps)
+    reset(session, context - steps)
     return session
 
 
-def reset(session: Any, o: Any, position: int) -> None:
-    """Put every sequence back to a position; `o` are the operands of the operator that advances."""
-    t = session.tensors
+def reset(session: Any, position: int) -> None:
+    """Put every sequence back to a position."""
+    o, t = session.kernel.graph.operands_of("advance"), session.tensors
     t[o["token"]].fill_(7)
     t[o["position"]].fill_(position)
     t[o["done"]].zero_()
@@ -162,10 +162,9 @@ def reset(session: Any, o: Any, position: int) -> None:
 def stepping(kernel: Any, batch: int, context: int, steps: int) -> Callable[[], float]:
     """A call that runs some steps in one launch, from the same state each time, and returns milliseconds a step."""
     session = start(kernel, batch, context, steps)
-    operands = next(o for o in kernel.graph.operators if o.op == "advance").operands
 
     def run() -> float:
-        reset(session, operands, context - steps)
+        reset(session, context - steps)
         return float(session.launch(steps).seconds * 1e3 / steps)
 
     return run
@@ -249,12 +248,12 @@ def eager(model: Any, batch: int, context: int) -> Callable[[], float]:
     return run
 
 
-def agreement(session: Any, o: Any, decoder: Decoder, token: Any, pos: Any, position: int) -> float:
+def agreement(session: Any, decoder: Decoder, token: Any, pos: Any, position: int) -> float:
     """Relative difference of one step's logits to the torch decoder's on the same caches: printed beside the times."""
     for i, layer in enumerate(decoder.layers):
         layer.k_cache.copy_(session.tensors[f"layer{i}.k_cache"])
         layer.v_cache.copy_(session.tensors[f"layer{i}.v_cache"])
-    reset(session, o, position)
+    reset(session, position)
     session.launch(1)
     mine = session.tensors["logits"].float()
     _, theirs = decoder(token, pos)
@@ -285,8 +284,7 @@ def contenders(
     decoder = Decoder(model, batch, context + 16)
     token, pos = torch.full((batch, 1), 7, device="cuda"), torch.tensor([position], device="cuda")
     kernel = mk.build(schedule(graph, args), weights=model)
-    operands = next(x for x in kernel.graph.operators if x.op == "advance").operands
-    error = agreement(start(kernel, batch, context, args.steps), operands, decoder, token, pos, position)
+    error = agreement(start(kernel, batch, context, args.steps), decoder, token, pos, position)
     modes = {
         "compile": ("torch.compile", "reduce-overhead"),
         "autotune": ("torch.compile max-autotune", "max-autotune"),

@@ -16,7 +16,7 @@ from mpklab.analysis import blame, explain, waits, what_if
 from mpklab.analysis.idle import CLASSES, pieces
 from mpklab.analysis.observed import protocol
 from mpklab.analysis.replay import measured
-from mpklab.bench._common import show, stamped, write_json
+from mpklab.bench._common import RESAMPLES, Interval, show, stamped, write_json
 from mpklab.bench.decode import reset, start
 from mpklab.codegen import Delay
 from mpklab.frames import residual, tasks
@@ -26,7 +26,6 @@ from mpklab.run import Kernel
 
 DELAY_NS = 5000
 WINDOW = Window(skip=2, record=4, level=2)
-RESAMPLES = 2000
 _CODE = {name: i for i, name in enumerate(CLASSES)}
 
 
@@ -56,8 +55,7 @@ class Subject:
 
     def run(self, profile: Window | int = 0) -> tuple[float, Profile | None]:
         """Seconds a step, and the recording."""
-        operands = next(o for o in self.kernel.graph.operators if o.op == "advance").operands
-        reset(self.session, operands, self.context - self.steps)
+        reset(self.session, self.context - self.steps)
         outcome = self.session.launch(self.steps, profile=profile)
         return outcome.seconds / self.steps, outcome.profile
 
@@ -322,14 +320,14 @@ def changes(base: Subject, subject: Any, args: argparse.Namespace) -> tuple[str,
         predicted = float(np.median([1 - table["gain"].iloc[-1] for table in tables]))
         own = float(np.median([table["gain"].iloc[1] for table in tables]))
         ratio = np.array(ms[name]) / np.array(ms["base"])
-        low, high = _interval(ratio)
-        real = float(np.median(ratio))
-        parts = low > 1 or high < 1
+        run = Interval.of(ratio)
+        real = run.median
+        parts = run.low > 1 or run.high < 1
         right = not parts or (predicted > 1) == (real > 1)
         signs &= right
         errors.append(abs(predicted / real - 1))
         rows.append(
-            [name, f"{predicted:.3f} ×", f"{real:.3f} × [{low:.3f}, {high:.3f}]", f"{100 * (predicted / real - 1):+.1f} %",
+            [name, f"{predicted:.3f} ×", run.text(3, unit=" ×"), f"{100 * (predicted / real - 1):+.1f} %",
              ("yes" if right else "NO") if parts else "too close", f"{100 * own:+.2f} %"]
         )  # fmt: skip
     middle = float(np.median(errors))
@@ -344,9 +342,3 @@ def _rows(schedule: Any) -> int:
     name = next(o.name for o in schedule.tasks.operators if family(o.name) == heaviest(schedule))
     words = schedule.tasks.words[schedule.tasks.tasks_of(name)[0]]
     return max(1, int(words[1] - words[0]))
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    picks = np.random.default_rng(0).integers(0, values.size, (RESAMPLES, values.size))
-    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
-    return float(low), float(high)

@@ -277,7 +277,7 @@ def forced(kernel: Kernel, sequence: list[int]) -> torch.Tensor:
     """The kernel's logits behind each token of a given sequence, float32 [tokens, vocab]; no prefill."""
     session = kernel.session_for(sequence[:1], max_new_tokens=1)
     t = session.tensors
-    advance = next(o.operands for o in kernel.graph.operators if o.op == "advance")
+    advance = kernel.graph.operands_of("advance")
     rows = []
     for position, token in enumerate(sequence):
         t[advance["token"]][0], t[advance["position"]][0] = token, position

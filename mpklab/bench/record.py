@@ -34,14 +34,13 @@ def main(args: argparse.Namespace) -> int:
     graph = model.decode_graph(context=args.context + 16)
     kernel = mk.build(mk.assign(mk.lower(graph, machine)), weights=model)
     session = start(kernel, 1, args.context, args.steps)
-    operands = next(o for o in kernel.graph.operators if o.op == "advance").operands
     logits: dict[int, torch.Tensor] = {}
     counts: dict[int, tuple[float, float]] = {0: (0.0, 0.0)}
     samples: list[dict[str, Any]] = []
     rng = np.random.default_rng(0)
     for r in range(-2, args.rounds):
         for level in map(int, rng.permutation(4)):
-            reset(session, operands, args.context - args.steps)
+            reset(session, args.context - args.steps)
             outcome = session.launch(args.steps, profile=level)
             seconds = outcome.seconds
             if r >= 0:

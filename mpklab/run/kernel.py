@@ -300,7 +300,7 @@ class Kernel(Presented):
 
     def _decoder(self) -> dict[str, str]:
         """Operand → tensor of the operator that advances the token loop."""
-        names = _operands(self.graph, "advance")
+        names = self.graph.operands_of("advance")
         if self.graph.meta.get("context") is None or "generated" not in names:
             raise RunError("this kernel's graph is no decode step: build it from model.decode_graph()")
         return names
@@ -556,7 +556,7 @@ class Kernel(Presented):
         )
         t[names["limit"]] = torch.zeros(rows, dtype=torch.int32, device=t[names["done"]].device)
         t[names["done"]].fill_(1)
-        drawn = _operands(self.graph, "sample_reduce")
+        drawn = self.graph.operands_of("sample_reduce")
         if drawn:
             rules, seed = (sampling or Sampling()).rules(rows)
             t[drawn["sampling"]], t[drawn["seed"]] = rules.to(session.device), seed.to(session.device)
@@ -570,7 +570,7 @@ class Kernel(Presented):
         t[names["position"]][slot] = first  # rows from here on are no longer what they were
         seconds = prefill(t, self.graph, ids[first:-1], slot, first)
         t[names["generated"]][slot, : len(ids)] = torch.tensor(ids, device=session.device)
-        drawn = _operands(self.graph, "sample_reduce")
+        drawn = self.graph.operands_of("sample_reduce")
         if drawn:
             t[drawn["seen"]][slot] = _seen(ids, t[drawn["seen"]].shape[1]).to(session.device)
         t[names["token"]][slot], t[names["position"]][slot] = ids[-1], len(ids) - 1
@@ -593,14 +593,6 @@ def _took(outcome: Outcome, what: str) -> str:
     each = outcome.seconds * 1e3 / max(1, outcome.iterations)
     level = outcome.profile.level if outcome.profile is not None else 0
     return f"{outcome.iterations} {what}, {each:.3g} ms each{f', recorded at level {level}' if level else ''}"
-
-
-def _operands(graph: Graph, op: str) -> dict[str, str]:
-    """Operand → tensor of the graph's operator of that kind, or nothing."""
-    for o in graph.operators:
-        if o.op == op:
-            return dict(o.operands)
-    return {}
 
 
 def _seen(ids: Sequence[int], words: int) -> torch.Tensor:

@@ -75,7 +75,7 @@ def test_generation_tells_tokens_as_they_come_and_stops_where_it_should() -> Non
     stopped = []
     for kernel in (persistent, per_operator):
         session = kernel.session_for(PROMPT, max_new_tokens=40)
-        names = next(o for o in kernel.graph.operators if o.op == "advance").operands
+        names = kernel.graph.operands_of("advance")
         session.tensors[names["eos"]].fill_(end)
         outcome = session.launch(40)
         stopped.append((outcome.iterations, session.tensors[names["generated"]].tolist()))

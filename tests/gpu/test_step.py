@@ -31,7 +31,7 @@ def kernel() -> Any:
 
 
 def operands(kernel: Any) -> Any:
-    return next(x for x in kernel.graph.operators if x.op == "advance").operands
+    return kernel.graph.operands_of("advance")
 
 
 def step(kernel: Any, session: Any, position: int, token: int = 7, steps: int = 1, **more: Any) -> Any:
