@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mpklab import analysis
-from mpklab.bench._common import Interval
+from mpklab.confidence import Interval
 from mpklab.console import print_table
 from mpklab.profile import Profile, open_profile
 

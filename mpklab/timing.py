@@ -9,10 +9,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 
+from mpklab.confidence import median_ratio
 from mpklab.errors import RunError, suggest
 from mpklab.graph import Graph, Tensor
 from mpklab.profile import Window
@@ -20,7 +20,6 @@ from mpklab.reference.execute import TORCH_DTYPES
 from mpklab.reference.functions import dealt
 from mpklab.run import Kernel, Outcome, Session
 
-RESAMPLES = 4000
 NEVER_STOP = 1 << 30
 
 
@@ -191,14 +190,6 @@ def ratio(samples: pd.DataFrame, a: str, b: str, *, column: str = "name", seed: 
     if table.empty:
         raise RunError(f"{a} and {b} share no round, so they cannot be compared")
     return Ratio(str(a), str(b), *median_ratio(table[a].to_numpy(float), table[b].to_numpy(float), seed))
-
-
-def median_ratio(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
-    """median(x) / median(y) of paired samples, and the bounds of its percentile-bootstrap 95 % interval."""
-    picks = np.random.default_rng(seed).integers(0, len(x), (RESAMPLES, len(x)))
-    drawn = np.median(x[picks], axis=1) / np.median(y[picks], axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(np.median(x) / np.median(y)), float(low), float(high)
 
 
 def random_value(t: Tensor, seed: int, device: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from mpklab import cli, errors, models, pipeline
 from mpklab.bench import parity
-from mpklab.bench._common import Interval
+from mpklab.confidence import Interval
 from mpklab.dims import Dim
 from mpklab.graph import GraphBuilder
 from mpklab.machine import Machine

@@ -5,38 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpklab import stamp
+from mpklab.confidence import Interval
 from mpklab.console import human_bytes, print_table
 from mpklab.errors import EnvError
-
-RESAMPLES = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A median with its 95 % bootstrap interval (percentile method, fixed seed)."""
-
-    median: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of(samples: Sequence[float]) -> Interval:
-        values = np.asarray(samples, float)
-        picks = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-        low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
-        return Interval(float(np.median(values)), float(low), float(high))
-
-    def text(self, digits: int = 2, factor: float = 1.0, unit: str = "") -> str:
-        """`6.31 [6.28, 6.40]`."""
-        median, low, high = (f"{x * factor:.{digits}f}" for x in (self.median, self.low, self.high))
-        return f"{median}{unit} [{low}, {high}]"
 
 
 def environment_lines(made: Mapping[str, Any]) -> list[str]:

@@ -15,9 +15,10 @@ import torch
 
 import mpklab as mk
 from mpklab import device, stamp
-from mpklab.bench._common import Interval, show, write_json
+from mpklab.bench._common import show, write_json
 from mpklab.bench.decode import TWO_BLOCKS, Bandwidth, stepping
 from mpklab.codegen import device_settings
+from mpklab.confidence import Interval
 from mpklab.errors import EnvError, MpkError, suggest
 
 

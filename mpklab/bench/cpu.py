@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from mpklab import env, models
-from mpklab.bench._common import Interval, load_now, show, stamped, write_json
+from mpklab.bench._common import load_now, show, stamped, write_json
 from mpklab.builder import compile_source
 from mpklab.codegen import Source
+from mpklab.confidence import Interval
 from mpklab.dims import Dim
 from mpklab.errors import EnvError, MpkError
 from mpklab.machine import Machine

@@ -19,8 +19,9 @@ import torch
 
 import mpklab as mk
 from mpklab import device, env, stamp
-from mpklab.bench._common import Interval, show, write_json
+from mpklab.bench._common import show, write_json
 from mpklab.bench.torch_decoder import Decoder
+from mpklab.confidence import Interval
 from mpklab.errors import EnvError, MpkError, suggest
 
 Call = Callable[[], Any]

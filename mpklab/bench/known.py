@@ -16,9 +16,10 @@ from mpklab.analysis import blame, explain, waits, what_if
 from mpklab.analysis.idle import CLASSES, pieces
 from mpklab.analysis.observed import protocol
 from mpklab.analysis.replay import measured
-from mpklab.bench._common import RESAMPLES, Interval, show, stamped, write_json
+from mpklab.bench._common import show, stamped, write_json
 from mpklab.bench.decode import reset, start
 from mpklab.codegen import Delay
+from mpklab.confidence import RESAMPLES, Interval
 from mpklab.frames import residual, tasks
 from mpklab.frames.tables import family
 from mpklab.profile import Profile, Window

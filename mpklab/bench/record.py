@@ -13,8 +13,8 @@ import mpklab as mk
 from mpklab import stamp
 from mpklab.bench._common import write_json
 from mpklab.bench.decode import reset, start
+from mpklab.confidence import median_ratio
 from mpklab.frames import health
-from mpklab.timing import median_ratio
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 import mpklab as mk
-from mpklab.bench._common import Interval, show, stamped, write_json
+from mpklab.bench._common import show, stamped, write_json
+from mpklab.confidence import Interval
 from mpklab.errors import EnvError
 
 PROMPT = [5, 9, 20, 17]

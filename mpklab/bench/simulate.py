@@ -10,8 +10,9 @@ import numpy as np
 
 import mpklab as mk
 from mpklab import frames
-from mpklab.bench._common import Interval, show, stamped, write_json
+from mpklab.bench._common import show, stamped, write_json
 from mpklab.calibration import fit_costs
+from mpklab.confidence import Interval
 from mpklab.errors import MpkError
 from mpklab.simulator import predict
 from mpklab.timing import Prepared

@@ -14,7 +14,8 @@ import numpy as np
 
 from mpklab import env, models, profile
 from mpklab.bench._browser import Lab, chromium, open_notebook
-from mpklab.bench._common import Interval, load_now, show, stamped, write_json
+from mpklab.bench._common import load_now, show, stamped, write_json
+from mpklab.confidence import Interval
 from mpklab.console import human_bytes
 from mpklab.frames import spans as spans_of
 from mpklab.machine import Machine

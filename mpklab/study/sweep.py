@@ -18,6 +18,7 @@ import torch
 from mpklab import models, stamp
 from mpklab.analysis import bounds, bubbles
 from mpklab.analysis.idle import NAMES
+from mpklab.confidence import median_ratio
 from mpklab.errors import EnvError, MpkError, ProfileError, RunError, suggest
 from mpklab.graph import Graph
 from mpklab.machine import Machine
@@ -28,7 +29,7 @@ from mpklab.schedule import Schedule
 from mpklab.simulator import Costs, predict
 from mpklab.study.knobs import KNOBS, Bench, Configuration, combinations, text
 from mpklab.study.rows import Rows
-from mpklab.timing import Prepared, Ratio, median_ratio, random_weights
+from mpklab.timing import Prepared, Ratio, random_weights
 
 Report = Callable[[int, int, dict[str, Any]], None]
 KEEP = ("first", "all", "none")
