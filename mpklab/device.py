@@ -350,10 +350,11 @@ class GraphFlight(Flight):
         try:
             for i, grid in enumerate(grids):
                 self._add(file, launch, grid, settings, side.cuda_stream, overlaps=i > 0)
-        finally:
-            graph = _check(driver.cuStreamEndCapture(side.cuda_stream), "ending a graph")
-        self._graph = graph
-        self._steps = _check(driver.cuGraphInstantiate(graph, 0), "making a graph")
+        except BaseException:
+            driver.cuStreamEndCapture(side.cuda_stream)  # what went wrong before says more than what this says
+            raise
+        self._graph = _check(driver.cuStreamEndCapture(side.cuda_stream), "ending a graph")
+        self._steps = _check(driver.cuGraphInstantiate(self._graph, 0), "making a graph")
         self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         stream = torch.cuda.current_stream()
         _check(driver.cuGraphUpload(self._steps, stream.cuda_stream), "sending a graph to the device")

@@ -57,7 +57,7 @@ class Progress:
         self._begin = time.perf_counter()
         self._sink: Any = None
         if report is not None:
-            self._sink = _Reported(report)
+            self._sink = _Told(report)
         elif not quiet and not _SHOWN.get() and env.show_progress():
             self._sink = _best_sink()
         self._ended = threading.Event()
@@ -110,33 +110,22 @@ class Progress:
             self._sink.draw(list(self.stages), last)
 
 
-class _Reported:
-    """A caller's own function instead of a picture."""
+class _Told:
+    """Each stage once, when it has ended, to a caller's function; without one a line on standard error, for logs and
+    pipes. A caller's function is not told of what failed: an exception tells it."""
 
     moves = False
 
-    def __init__(self, report: Report):
+    def __init__(self, report: Report | None = None):
         self._report, self._told = report, 0
 
     def finished(self, stages: list[Stage]) -> None:
         for stage in stages[self._told :]:
-            if stage.state == "done":
-                self._report(stage.name, stage.elapsed, stage.text)
-        self._told = len(stages)
-
-
-class _Lines:
-    """A line for each finished stage on standard error: for logs and pipes."""
-
-    moves = False
-
-    def __init__(self) -> None:
-        self._told = 0
-
-    def finished(self, stages: list[Stage]) -> None:
-        for stage in stages[self._told :]:
             failed = "failed: " if stage.state == "failed" else ""
-            print(f"{stage.name:>9}  {stage.elapsed:7.3f} s  {failed}{stage.text}", file=sys.stderr, flush=True)
+            if self._report is None:
+                print(f"{stage.name:>9}  {stage.elapsed:7.3f} s  {failed}{stage.text}", file=sys.stderr, flush=True)
+            elif not failed:
+                self._report(stage.name, stage.elapsed, stage.text)
         self._told = len(stages)
 
 
@@ -213,4 +202,4 @@ def _best_sink() -> Any:
         return _Notebook()
     if sys.stderr.isatty() and find_spec("rich") is not None:
         return _Terminal()
-    return _Lines()
+    return _Told()

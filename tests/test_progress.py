@@ -121,7 +121,7 @@ def test_a_terminal_gets_rich(monkeypatch):
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue()).splitlines()[-1]
     assert re.search(r" schedule +0\.\d\d s +✓ +x{20,}…", last) and len(last.rstrip()) <= 60
     monkeypatch.setattr(progress, "find_spec", lambda name: None)
-    assert isinstance(progress._best_sink(), progress._Lines)
+    assert isinstance(progress._best_sink(), progress._Told)
 
 
 def test_compile_says_what_came_from_the_cache(capsys):
