@@ -16,7 +16,8 @@ from schedules import Op, Run, make
 from mpklab import analysis, frames
 from mpklab.errors import ProfileError
 from mpklab.exports import export
-from mpklab.imports import from_chrome, from_flashinfer, from_mirage, import_mirage
+from mpklab.imports import from_chrome, from_flashinfer, from_mirage, import_mirage, to_mirage
+from mpklab.imports.mirage import TASK_TYPES, TYPE_OF, UNKNOWN_TYPE, task_type
 
 
 def buffer(blocks, groups, events, tag, size=64):
@@ -131,7 +132,52 @@ def test_mirage_buffers_become_tasks_of_their_graph(tag, tmp_path):
     table = analysis.bubbles(profile).set_index("worker")
     assert table.loc[1, "producer"] > 0
     bare = from_mirage(tmp_path / "buffer.npy")
-    assert set(frames.tasks(bare)["op"]) == {"task154", "task155"}
+    assert set(frames.tasks(bare)["op"]) == {"rms_norm", "linear"}
+    assert set(frames.tasks(from_mirage(tmp_path / "buffer.npy", names={155: "mine"}))["op"]) == {"rms_norm", "mine"}
+
+
+def test_a_profile_as_a_mirage_buffer_is_what_the_macros_would_have_written():
+    ops = [Op("a", 3), Op("b", 2, after=("a",)), Op("c", after=("b",))]
+    queues = [
+        [[Run("a", 0, 100), Run("b", 0, 50), Run("c", 0, 7)], [Run("a", 1, 90), Run("b", 1, 40)], [Run("a", 2, 5)]]
+    ] * 3
+    profile = make(ops, queues, latency=9)
+    types = {"a": 154, "b": 155, "c": 511}
+    words, left_out = to_mirage(profile, 1 + 3 * 64, types)
+    rows = frames.tasks(profile).sort_values(["worker", "begin_ns"], kind="stable")
+    zero = frames.decode(profile).zero_ns
+    by_hand, of_worker = [0] * len(words), {}
+    by_hand[0] = 1 << 32 | 3
+    for worker, op, begin, end in zip(rows["worker"], rows["op"], rows["begin_ns"], rows["end_ns"], strict=True):
+        k = of_worker[worker] = of_worker.get(worker, -1) + 1
+        for kind, time in ((0, begin), (1, end)):
+            tag = k << 19 | int(worker) << 11 | types[op] << 2 | kind
+            by_hand[1 + worker + (2 * k + kind) * 3] = ((zero + int(time)) & 0xFFFFFFFF) << 32 | tag
+    assert left_out == 0 and words.tolist() == by_hand
+    got = frames.tasks(from_mirage(words, names={511: "last"}))
+    assert got["begin_ns"].tolist() == (frames.tasks(profile)["begin_ns"] - rows["begin_ns"].min()).tolist()
+    assert got["dur_ns"].tolist() == frames.tasks(profile)["dur_ns"].tolist()
+    assert set(got["op"]) == {"rms_norm", "linear", "last"}
+    short, left_out = to_mirage(profile, 1 + 3 * 5, types)  # two spans of each worker, and one word more
+    assert left_out == len(rows) - 6 and short[:13].tolist() == by_hand[:13] and not short[13:].any()
+    with pytest.raises(ProfileError, match="needs 7 words for one span of each of 3 workers, and has 6"):
+        to_mirage(profile, 6)
+
+
+def test_what_mpklab_s_operators_are_called_there_is_known():
+    """Every kind of operator has a type whose name Mirage's exporter and ours know; fused linears have their own."""
+    from mpklab.ops import REGISTRY
+
+    assert set(TYPE_OF) == set(REGISTRY.ops)
+    assert set(TYPE_OF.values()) <= set(TASK_TYPES)
+    assert [task_type("linear", o) for o in ((), ("residual",), ("norm_weight",))] == [120, 108, 102]
+    assert task_type("something new") == UNKNOWN_TYPE
+
+
+def test_more_workers_than_a_tag_tells_apart_are_refused():
+    profile = make([Op("a", 257)], [[[Run("a", i, 3)] for i in range(257)]])
+    with pytest.raises(ProfileError, match="tells 256 workers apart, and there are 257"):
+        to_mirage(profile, 1 << 12)
 
 
 def real_mirage_graph():

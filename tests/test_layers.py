@@ -12,6 +12,7 @@ from layer_programs import Qwen3Program
 import mpklab as mk
 from mpklab import models
 from mpklab.errors import GraphError, RunError
+from mpklab.imports import from_mirage
 from mpklab.machine import Machine
 from mpklab.ops import Tiling
 from mpklab.reference import execute
@@ -155,12 +156,85 @@ def test_other_modes_give_the_same_tokens(model: Any, choices: dict[str, Any]) -
     assert program.generate(PROMPT) == greedy(model, PROMPT, LENGTH - len(PROMPT))
 
 
-def test_a_profiler_tensor_has_every_call_recorded(model: Any) -> None:
-    program = Qwen3Program(model, LENGTH, grids=False, profiler_tensor=torch.zeros(8, dtype=torch.int64))
+def read_by_hand(words: torch.Tensor) -> dict[int, list[tuple[int, int, int]]]:
+    """What Mirage's own exporter finds in a profiler tensor: by block, the type, begin and end of each span, in ns."""
+    raw = [int(w) & 0xFFFFFFFFFFFFFFFF for w in words.view(torch.int64).flatten().tolist()]
+    blocks, groups = raw[0] % 2**32, raw[0] // 2**32
+    assert groups == 1
+    spans: dict[int, list[tuple[int, int, int]]] = {b: [] for b in range(blocks)}
+    opened: dict[int, tuple[int, int, int]] = {}
+    for place, word in enumerate(raw[1:]):
+        if word:
+            tag, time = word % 2**32, word // 2**32
+            number, block, kind, ends = tag >> 19, (tag >> 11) & 0xFF, (tag >> 2) & 0x1FF, tag & 3
+            assert block == place % blocks and ends in (0, 1)
+            if not ends:
+                opened[block] = (number, kind, time)
+            else:
+                assert opened[block][:2] == (number, kind) and number == len(spans[block]) % 8192
+                spans[block].append((kind, opened.pop(block)[2], time))
+    assert not opened
+    return spans
+
+
+@pytest.mark.parametrize("dtype", [torch.uint64, torch.int64])
+def test_a_profiler_tensor_holds_the_recording_as_mirage_s_own_would(model: Any, dtype: torch.dtype) -> None:
+    tensor = torch.full((1 << 15,), 7, dtype=torch.int64).view(dtype)  # as torch.empty leaves one
+    program = Qwen3Program(model, LENGTH, grids=False, profiler_tensor=tensor, num_workers=2)
     program.mpk.compile()
     assert program.mpk.profile is None
     program.generate(PROMPT)
-    assert program.mpk.profile is not None and len(program.mpk.profile.spans())
+    profile = program.mpk.profile
+    assert profile is not None
+    tasks = mk.frames.tasks(profile).sort_values(["worker", "begin_ns"], kind="stable")
+    found = read_by_hand(tensor)
+    zero = min(begin for spans in found.values() for _, begin, _ in spans)
+    first = int(tasks["begin_ns"].min())
+    types = {"linear": (102, 108, 120), "attention": (103,), "embedding": (101,), "advance": (200,)}
+    for block, spans in found.items():
+        mine = tasks[tasks["worker"] == block]
+        times = [(b - first, e - first) for b, e in zip(mine["begin_ns"], mine["end_ns"], strict=True)]
+        assert [((b - zero) % 2**32, (e - zero) % 2**32) for _, b, e in spans] == times
+        for (kind, _, _), op in zip(spans, mine["kind"], strict=True):
+            assert kind in types.get(str(op), (110, 111, 118, 119, 281))
+    assert {t for spans in found.values() for t, _, _ in spans} >= {101, 102, 103, 108, 200}
+    back = mk.frames.spans(from_mirage(tensor))
+    back = back[back["phase"] == "execute"]
+    assert back["begin_ns"].tolist() == (tasks["begin_ns"] - first).tolist()
+    assert back["dur_ns"].tolist() == tasks["dur_ns"].tolist() and back["worker"].tolist() == tasks["worker"].tolist()
+    named = {"linear_residual", "rms_norm_linear", "attention", "embedding", "schedule"}
+    assert named <= set(back["op"].astype(str))
+
+
+def test_a_profiler_tensor_that_is_full_says_what_it_lacks(model: Any) -> None:
+    tensor = torch.zeros(1 + 2 * 2 * 10 + 3, dtype=torch.int64)  # ten spans for each of two workers, and a bit
+    program = Qwen3Program(model, LENGTH, grids=False, profiler_tensor=tensor, num_workers=2)
+    program.mpk.compile()
+    with pytest.warns(UserWarning, match=r"room for 44 words: the latest \d+ spans are not in it") as warned:
+        program.generate(PROMPT)
+    tasks = mk.frames.tasks(program.mpk.profile)
+    kept = sum(min(10, int((tasks["worker"] == w).sum())) for w in range(2))
+    assert f"latest {len(tasks) - kept} spans" in str(warned[0].message)
+    found = read_by_hand(tensor)
+    for block, spans in found.items():
+        begin = tasks[tasks["worker"] == block]["begin_ns"].tolist()[:10]
+        assert [b - spans[0][1] for _, b, _ in spans] == [b - begin[0] for b in begin]
+
+
+def test_init_func_changes_the_profiler_tensor(model: Any) -> None:
+    first, second = torch.zeros(1 << 15, dtype=torch.int64), torch.zeros(1 << 15, dtype=torch.uint64)
+    program = Qwen3Program(model, LENGTH, grids=False, profiler_tensor=first, num_workers=2)
+    program.mpk.compile()
+    own = [program.step.data_ptr(), program.tokens.data_ptr()]
+    program.mpk.init_func(own, 0, 0, 2, 0, 0)
+    program.generate(PROMPT)
+    assert program.mpk.profile is None and not first.any()
+    program.mpk.init_func(own, second)
+    program.generate(PROMPT)
+    assert program.mpk.profile is not None and second.view(torch.int64).any() and not first.any()
+    program.mpk.init_func(own, second.data_ptr())
+    with pytest.raises(RunError, match=f"{first.data_ptr()} is not the address of the kernel's profiler_tensor"):
+        program.mpk.init_func(own, first.data_ptr())
 
 
 # Layers one by one
@@ -384,7 +458,10 @@ def test_meta_tensors_must_be_step_and_tokens(meta: Any, message: str) -> None:
         ({"max_seq_length": 65}, "from 2 to the 64 places of tokens, not 65"),
         ({"num_workers": 0}, "num_workers must be a positive number"),
         ({"spec_decode_config": object()}, "no speculative decoding"),
-        ({"profiler_tensor": 3}, "profiler_tensor is a tensor or None, not int"),
+        ({"profiler_tensor": 3}, "profiler_tensor is a dense tensor of uint64 or int64, or None, not int"),
+        ({"profiler_tensor": torch.zeros(99)}, "profiler_tensor is a dense tensor of uint64 .* this is torch.float32"),
+        ({"profiler_tensor": torch.zeros(99, 2, dtype=torch.int64)[:, 0]}, r"with strides \(2,\)"),
+        ({"profiler_tensor": torch.zeros(4, dtype=torch.int64), "num_workers": 2}, "needs 5 words .* of 2 workers"),
         ({"max_seq_len": 8}, "did you mean 'max_seq_length'"),
         ({"mode": "offline"}, "takes no 'mode'"),
     ],

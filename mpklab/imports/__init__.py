@@ -7,7 +7,7 @@ What such a recording does not say (waits, edges, bytes) stays empty, and analys
 from collections.abc import Callable
 
 from mpklab.imports.chrome import from_chrome
-from mpklab.imports.interleaved import from_flashinfer, from_mirage
+from mpklab.imports.interleaved import from_flashinfer, from_mirage, to_mirage
 from mpklab.imports.mirage import import_mirage
 from mpklab.profile import Profile
 
@@ -17,4 +17,4 @@ FORMATS: dict[str, Callable[..., Profile]] = {
     "chrome": from_chrome,
 }
 
-__all__ = ["FORMATS", "from_chrome", "from_flashinfer", "from_mirage", "import_mirage"]
+__all__ = ["FORMATS", "from_chrome", "from_flashinfer", "from_mirage", "import_mirage", "to_mirage"]

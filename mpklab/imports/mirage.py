@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -31,8 +31,14 @@ TASK_TYPES = {
     162: "moe_w2", 163: "splitk_linear", 164: "attention_split", 251: "splitk_linear", 252: "linear_residual", 253: "linear",
     254: "moe_w13", 255: "moe_w2", 257: "paged_attention", 258: "argmax_reduce", 259: "argmax_partial", 260: "topk_router",
     261: "mul_sum_add", 262: "tensor_init", 263: "attention_split", 264: "attention_merge", 265: "sample", 281: "add",
-    301: "all_gather", 302: "tile_all_reduce",
+    200: "schedule", 201: "signal", 301: "all_gather", 302: "tile_all_reduce",
 }  # fmt: skip
+# What stands for mpklab's kinds of operator there. `advance` is what Mirage's schedulers do between two tokens.
+TYPE_OF = {
+    "embedding": 101, "rms_norm": 119, "linear": 120, "silu_mul": 118, "attention": 103, "attention_merge": 264,
+    "add": 281, "argmax_partial": 110, "argmax_reduce": 111, "sample_partial": 265, "sample_reduce": 265, "advance": 200,
+}  # fmt: skip
+UNKNOWN_TYPE = 121  # identity
 ITEM_BYTES = {930: 1, 940: 2, 941: 2, 950: 4, 955: 4, 965: 8}  # of `data_type`
 INVALID_EVENT = 0x7FFFFFFFFFFFFFFE
 LAYER_OF_NAME = re.compile(r"(?:^|[_.])layers?[_.]?(\d+)[_.]")  # how the demos name weights: layer_3_q_proj
@@ -46,6 +52,15 @@ class MirageGraph:
     new_id: np.ndarray
     operators: list[dict[str, Any]]
     columns: dict[str, Any]
+
+
+def task_type(op: str, operands: Collection[str] = ()) -> int:
+    """Mirage's task type for a kind of operator; what is fused into a linear is known by its operands."""
+    if op == "linear" and "norm_weight" in operands:
+        return 102
+    if op == "linear" and "residual" in operands:
+        return 108
+    return TYPE_OF.get(op, UNKNOWN_TYPE)
 
 
 def import_mirage(path: str | os.PathLike[str] | Mapping[str, Any], names: Mapping[int, str] | None = None) -> Profile:

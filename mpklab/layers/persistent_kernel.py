@@ -8,18 +8,22 @@ out. `block_dim` is taken and not used: a block's shape is the plan's.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mpklab.codegen import emit
 from mpklab.errors import GraphError, RunError, suggest
 from mpklab.graph import Graph
+from mpklab.imports.interleaved import to_mirage
+from mpklab.imports.mirage import task_type
 from mpklab.layers.program import META, Layer, Program, stem_of
-from mpklab.layers.tensors import DTensor, attached, between_layers, meta
+from mpklab.layers.tensors import DTensor, attached, between_layers, meta, profiler_words
 from mpklab.machine import Machine
 from mpklab.profile import Profile
 from mpklab.run import Kernel, Session, build
@@ -46,8 +50,9 @@ class PersistentKernel:
     the place of the last one: the first equal to `eos_token_id`, or number `max_seq_length` - 1.
 
     `num_workers` is the most workers that are used (SMs or CPU threads, never more than there are); schedulers are not
-    needed, and their numbers are ignored. With a `profiler_tensor` every call is recorded, into `.profile`; the tensor
-    itself stays as it is. `machine`, mpklab's own, names another machine than the tensors' device.
+    needed, and their numbers are ignored. With a `profiler_tensor`, uint64 or int64, every call is recorded into
+    `.profile`, and written to the tensor in the layout that Mirage's exporters read (`to_mirage`); what the tensor has no
+    room for is left out of it with a warning. `machine`, mpklab's own, names another machine than the tensors' device.
 
     GraphError for what a program cannot be: the message names the layer.
     """
@@ -77,10 +82,6 @@ class PersistentKernel:
             )
         if spec_decode_config is not None:
             raise GraphError("PersistentKernel has no speculative decoding: leave out spec_decode_config")
-        if profiler_tensor is not None and not isinstance(profiler_tensor, torch.Tensor):
-            raise GraphError(
-                f"PersistentKernel: profiler_tensor is a tensor or None, not {type(profiler_tensor).__name__}"
-            )
         step, tokens = meta(meta_tensors)
         if not isinstance(max_seq_length, int) or not 1 < max_seq_length <= tokens.shape[1]:
             raise GraphError(
@@ -89,8 +90,9 @@ class PersistentKernel:
             )
         ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
         eos = [end for end in ends if end >= 0] or [-1]
-        self.profiler_tensor = profiler_tensor
         self.machine = machine or _machine(step.device, num_workers)
+        self.profiler_tensor = profiler_tensor
+        self._words = None if profiler_tensor is None else profiler_words(profiler_tensor, self.machine.workers)
         self.kernel: Kernel | None = None
         self.kn_graph = TaskGraphs(self)
         self._program = Program(step, tokens, max_seq_length, eos)
@@ -434,12 +436,18 @@ class PersistentKernel:
         `default_stream`: a torch.cuda.Stream to run on instead of the current one. `profile`, mpklab's own: a recording
         level or a Window for this call. RunError where `step` leaves nothing to decode.
         """
-        self._compiled("a run")
+        kernel = self._compiled("a run")
         assert self._session is not None
-        level = profile if profile is not None else RECORDED if self.profiler_tensor is not None else 0
+        level = profile if profile is not None else RECORDED if self._words is not None else 0
         on_gpu = default_stream is not None and self._program.step.device.type == "cuda"
+        before = kernel.last_profile
         with torch.cuda.stream(default_stream) if on_gpu else nullcontext():
-            self._session.launch(self._take_up(self._session), profile=level)
+            try:
+                self._session.launch(self._take_up(self._session), profile=level)
+            finally:  # Ctrl-C leaves a recording too
+                recorded = kernel.last_profile
+                if self._words is not None and recorded is not None and recorded is not before:
+                    self._write_words(recorded, self._words)
 
     def init_func(
         self,
@@ -452,7 +460,10 @@ class PersistentKernel:
         *more: Any,
     ) -> None:
         """Begin a new generation: forgets the last profile. Every call takes `step` and `tokens` as it finds them, so
-        nothing else is to be reset; `meta_ptrs` (addresses, or the tensors) must be those that the kernel has."""
+        nothing else is to be reset; `meta_ptrs` (addresses, or the tensors) must be those that the kernel has.
+
+        `profiler_ptr`: another profiler tensor from now on, or the address of the one that the kernel has; 0 for none.
+        """
         kernel = self._compiled("init_func")
         own = [self._program.step.data_ptr(), self._program.tokens.data_ptr()]
         given = [p.data_ptr() if isinstance(p, torch.Tensor) else p for p in meta_ptrs]
@@ -461,11 +472,35 @@ class PersistentKernel:
                 f"init_func: meta_ptrs must be the addresses of the kernel's own step and tokens, {own}, at rank 0; found "
                 f"{given} at rank {rank}. Write the new prompt into those tensors"
             )
+        if isinstance(profiler_ptr, torch.Tensor):
+            self._words, self.profiler_tensor = profiler_words(profiler_ptr, self.machine.workers), profiler_ptr
+        elif not profiler_ptr:
+            self._words = None
+        elif self.profiler_tensor is not None and profiler_ptr == self.profiler_tensor.data_ptr():
+            self._words = profiler_words(self.profiler_tensor, self.machine.workers)
+        else:
+            raise RunError(
+                f"init_func: profiler_ptr {profiler_ptr!r} is not the address of the kernel's profiler_tensor, and an address "
+                "alone does not say how long it is: give the tensor"
+            )
         kernel.last_profile = None
 
     def __repr__(self) -> str:
         what = str(self.kernel) if self.kernel is not None else f"{len(self._program.calls)} operators, not compiled"
         return f"PersistentKernel: {what}"
+
+    def _write_words(self, profile: Profile, words: torch.Tensor) -> None:
+        """The recording in Mirage's layout, as much as there is room for."""
+        operators = self._compiled("a recording").graph.operators
+        types = {o.name: task_type(o.op, o.operands) for o in operators}
+        written, left_out = to_mirage(profile, words.numel(), types)
+        words.view(torch.int64).copy_(torch.from_numpy(written.view(np.int64)))
+        if left_out:
+            warnings.warn(
+                f"profiler_tensor has room for {words.numel()} words: the latest {left_out} spans are not in it; .profile "
+                "has them",
+                stacklevel=3,
+            )
 
     def _lowered(self, plan: Plan | None) -> TaskGraph:
         graph = self._program.graph()

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from mpklab.errors import GraphError, suggest
+from mpklab.errors import GraphError, ProfileError, suggest
+from mpklab.imports.interleaved import check_room
 from mpklab.reference.execute import TORCH_DTYPES
 
 bfloat16, float16, float32, int32, int64 = torch.bfloat16, torch.float16, torch.float32, torch.int32, torch.int64
@@ -79,6 +80,20 @@ def between_layers(
     if strides is not None and tuple(strides) != dense:
         raise GraphError(f"{where}: strides must be those of rows one after another, {dense}, not {tuple(strides)}")
     return DTensor(name, sizes, kind)
+
+
+def profiler_words(tensor: Any, workers: int) -> torch.Tensor:
+    """The tensor as words that Mirage's profiler layout is written to; GraphError for what cannot hold it."""
+    where = "PersistentKernel: profiler_tensor is a dense tensor of uint64 or int64, or None"
+    if not isinstance(tensor, torch.Tensor):
+        raise GraphError(f"{where}, not {type(tensor).__name__}")
+    if tensor.dtype not in (torch.uint64, torch.int64) or not tensor.is_contiguous():
+        raise GraphError(f"{where}; this is {tensor.dtype} with strides {tensor.stride()}")
+    try:
+        check_room(workers, tensor.numel())
+    except ProfileError as error:
+        raise GraphError(f"PersistentKernel: profiler_tensor: {error}") from None
+    return tensor.detach().view(-1)
 
 
 def meta(tensors: Any) -> tuple[torch.Tensor, torch.Tensor]:
