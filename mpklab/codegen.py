@@ -33,21 +33,22 @@ class Source:
 
 @dataclass(frozen=True)
 class Delay:
-    """A test hook that only a kernel made with it contains: a task, or all tasks of a worker, take `ns` longer, in their
-    execution or before their signals."""
+    """A test hook that only a kernel made with it contains: a task, some tasks, or all tasks of a worker, take `ns`
+    longer, in their execution or before their signals."""
 
     ns: int
-    task: int | None = None
+    task: int | tuple[int, ...] | None = None
     worker: int | None = None
     signals: bool = False
 
     def lines(self) -> list[str]:
         """The macros that delay.h reads."""
-        named = [("task", self.task), ("worker", self.worker)]
-        which = " && ".join(f"{name} == {value}u" for name, value in named if value is not None) or "true"
+        some = (self.task,) if isinstance(self.task, int) else self.task
+        which = [] if some is None else [f"({' || '.join(f'task == {t}u' for t in some)})"]
+        which += [] if self.worker is None else [f"worker == {self.worker}u"]
         return [
             f"#define MPK_DELAYED {'signals' if self.signals else 'execution'}",
-            f"#define MPK_DELAYS(task, worker) {which}",
+            f"#define MPK_DELAYS(task, worker) {' && '.join(which) or 'true'}",
             f"#define MPK_DELAY_NS {self.ns}",
         ]
 

@@ -38,7 +38,9 @@ def test_a_delay_is_compiled_in_only_where_it_is_asked_for(tasks):
     schedule = assign(tasks)
     assert "MPK_DELAY" not in emit(schedule).text
     text = emit(schedule, delay=Delay(5000, task=7, signals=True)).text
-    assert "MPK_DELAY_NS 5000" in text and "MPK_DELAYED signals" in text and "(task, worker) task == 7u" in text
+    assert "MPK_DELAY_NS 5000" in text and "MPK_DELAYED signals" in text and "(task, worker) (task == 7u)" in text
+    text = emit(schedule, delay=Delay(5000, task=(1, 2), worker=3)).text
+    assert "(task, worker) (task == 1u || task == 2u) && worker == 3u" in text
 
 
 @pytest.mark.parametrize("policy", POLICIES)
