@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ os.environ.setdefault("MPKLAB_CACHE", str(ROOT / ".cache" / "tests"))
 os.environ.setdefault("MPKLAB_PROGRESS", "0")
 # No test may reach for a model hub: everything comes from installed packages or is made up on the spot.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A shell starts what it puts into the background deaf to Ctrl-C, which some tests press and then wait for.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.cache
