@@ -17,6 +17,8 @@ class Qwen3Program:
     """The demo's steps: tensors, layers, compile; `generate` is its prefill and its call."""
 
     def __init__(self, module: Any, max_seq_length: int, *, grids: bool = True, eos: int | None = -1, **options: Any):
+        """`pad_to`: rows of the lm_head, the rest zeros, as the demos make it divisible."""
+        self.pad_to = options.pop("pad_to", 0)
         config, device = module.config, module.device
         self.module, self.max_seq_length = module, max_seq_length
         self.kv_heads, self.head_dim = config.num_key_value_heads, config.head_dim
@@ -53,7 +55,7 @@ class Qwen3Program:
         mpk, model, config = self.mpk, self.module.model, self.module.config
         dtype = {torch.bfloat16: mk.bfloat16, torch.float32: mk.float32}[self.module.dtype]
         hidden, inner, kv, d = config.hidden_size, config.intermediate_size, self.kv_heads, self.head_dim
-        heads, vocab = config.num_attention_heads, config.vocab_size
+        heads, vocab = config.num_attention_heads, self.pad_to or config.vocab_size
 
         def new(name: str, width: int, dtype: Any = dtype) -> Any:
             return mpk.new_tensor(dims=(1, width), dtype=dtype, name=name, io_category="cuda_tensor")
@@ -134,7 +136,10 @@ class Qwen3Program:
             )
             x = mlp_out
         w_norm = mpk.attach_input(torch_tensor=model.norm.weight, name="model_norm_weight")
-        w_proj = mpk.attach_input(torch_tensor=self.module.lm_head.weight, name="lm_head")
+        lm_head = self.module.lm_head.weight
+        if self.pad_to:
+            lm_head = torch.cat((lm_head, lm_head.new_zeros(vocab - len(lm_head), hidden)), 0)
+        w_proj = mpk.attach_input(torch_tensor=lm_head, name="lm_head")
         mpk.rmsnorm_linear_layer(
             input=x, weight_norm=w_norm, weight_linear=w_proj, output=argmax_in, **self.grid(self.tiles(vocab))
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -237,6 +238,116 @@ def test_init_func_changes_the_profiler_tensor(model: Any) -> None:
         program.mpk.init_func(own, first.data_ptr())
 
 
+def test_the_demo_s_surroundings(model: Any) -> None:
+    """A padded lm_head, a default dtype, lists of ends, a stream by either name, and an end of the kernel."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        program = Qwen3Program(model, LENGTH, pad_to=288, eos=[-1])
+        program.mpk.compile()
+        expected = greedy(model, PROMPT, LENGTH - len(PROMPT))
+        assert program.generate(PROMPT, stream=None) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert program.generate(PROMPT, default_stream=object()) == expected  # the CPU has no streams
+    assert program.tokens[:, : program.step[0]].shape == (1, LENGTH - 1)  # how the demos cut out what was generated
+    program.mpk.finalize()
+    program.mpk.finalize()
+    with pytest.raises(RunError, match="the kernel was finalized"):
+        program.mpk()
+
+
+# What was published, and what of it is taken
+
+GRID = "grid_dim, block_dim"
+PUBLISHED = {
+    "__init__": "world_size, mpi_rank, num_workers, num_local_schedulers, num_remote_schedulers, max_seq_length, "
+    "eos_token_id, meta_tensors, profiler_tensor, spec_decode_config",
+    "attach_input": "torch_tensor, name=None",
+    "new_tensor": "dims, strides=None, dtype=mk.bfloat16, name=None, io_category='cuda_tensor'",
+    "fuse_tensors": "inputs, fused_dim, num_groups, name=None",
+    "shuffle_tensors": "inputs, shuffled_dim, num_groups, name=None",
+    "embed_layer": f"input, weight, output, {GRID}, input_source=0",
+    "rmsnorm_layer": f"input, weight, output, {GRID}",
+    "rmsnorm_linear_layer": f"input, weight_norm, weight_linear, output, {GRID}",
+    "attention_layer": f"input, k_cache, v_cache, q_norm, k_norm, cos_pos_embed, sin_pos_embed, output, {GRID}",
+    "linear_layer": f"input, weight, output, {GRID}",
+    "linear_with_residual_layer": f"input, weight, residual, output, {GRID}",
+    "allreduce_layer": f"input, buffer, output, {GRID}",
+    "silu_mul_layer": f"input, output, {GRID}",
+    "silu_mul_linear_with_residual_layer": f"input, weight, residual, output, {GRID}",
+    "elementwise_add_layer": f"input_a, input_b, output, {GRID}",
+    "argmax_partial_layer": f"input, output, {GRID}",
+    "argmax_reduce_layer": f"input, output, {GRID}",
+    "compile": "*, output_dir=None",
+    "__call__": "default_stream=None, *, stream=None",
+    "init_func": "meta_ptrs, profiler_ptr, rank, workers, local_schedulers, remote_schedulers",
+    "finalize": "",
+}
+# Methods of the later API: batches, paged caches, experts, MLA, quantised weights, speculation, several devices.
+ELSEWHERE = """
+    single_batch_extend_attention_layer paged_attention_layer paged_attention_split_kv_layer
+    paged_attention_split_kv_merge_layer mla_kv_gather_layer mla_decode_layer mla_reduce_layer mla_prefill_layer
+    mla_mtp_decode_layer tensor_init_layer moe_topk_softmax_routing_layer moe_topk_sigmoid_routing_layer
+    moe_w13_linear_layer moe_w2_linear_layer moe_w13_fp8_layer moe_w2_fp8_layer quantize_fp8_layer linear_fp8_layer
+    linear_fp8_with_residual_layer moe_silu_mul_layer moe_mul_sum_add_layer splitk_linear_layer identity_layer argmax_layer
+    sampling_sm100_layer find_ngram_partial_layer find_ngram_global_layer prompt_lookup_spec_handler
+    draft_forward_layer_dispatcher target_verify_greedy_layer prompt_lookup_verify_handler verify_layer_dispatcher
+""".split()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_signatures_are_taken(name: str) -> None:
+    """The same names in the same order with the same defaults; what is ours comes after, or by keyword, and may be left
+    out."""
+    published = eval(f"lambda {PUBLISHED[name]}: 0", {"mk": mk})
+    theirs = list(inspect.signature(published).parameters.values())
+    ours = list(inspect.signature(getattr(mk.PersistentKernel, name)).parameters.values())[1:]
+    by_name = {p.name: p for p in ours}
+    in_order = [p.name for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [p.name for p in ours][: len(in_order)] == in_order
+    for p in theirs:
+        assert by_name[p.name].kind in (p.kind, p.POSITIONAL_OR_KEYWORD)
+        assert p.default is p.empty or by_name[p.name].default == p.default
+    for p in ours:
+        known = p.name in {t.name for t in theirs}
+        assert known or p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_other_layers_are_refused_by_name(kernel: mk.PersistentKernel, name: str) -> None:
+    with pytest.raises(GraphError, match=f"has no '{name}', for its layers are those of a dense decoder"):
+        getattr(kernel, name)(input=None, output=None, grid_dim=(1, 1, 1), block_dim=(128, 1, 1))
+    assert not hasattr(kernel, name)
+
+
+def test_slips_in_a_call_name_the_layer(kernel: mk.PersistentKernel) -> None:
+    x = kernel.attach_input(draw(1, 32), "x")
+    for call, message in (
+        (lambda: kernel.linear_layer(x, draw(32, 32), x), r"linear_layer .*weight must be .*not Tensor"),
+        (lambda: kernel.linear_layer(x, x), r"linear_layer .*missing a required argument: 'output'"),
+        (lambda: kernel.linear_layer(x, x, x, grid=(1, 1, 1)), r"linear_layer .*no 'grid': did you mean 'grid_dim'"),
+        (lambda: kernel.rmsnorm_layer(None, x, x), r"rmsnorm_layer .*input must be .*not NoneType"),
+        (lambda: kernel.allreduce_layer(x, None, None), r"allreduce_layer .*output must be .*not NoneType"),
+        (
+            lambda: kernel.silu_mul_layer(x, kernel.attach_input(draw(4), "v")),
+            r"silu_mul_layer .*found x .*, v float32\[4\]",
+        ),
+        (lambda: kernel.argmax_partial_layer(x, x), "argmax_partial_layer .*output must be two tensors"),
+        (lambda: kernel.fuse_tensors([None], 0, 1, "f"), r"fuse_tensors\(name='f'\): inputs must be tensors"),
+        (lambda: kernel.compile(eos_token_id=2), "compile takes no 'eos_token_id'"),
+    ):
+        with pytest.raises(GraphError, match=message):
+            call()
+    with pytest.raises(AttributeError, match="has no attribute 'finalise'"):
+        kernel.finalise()
+
+
+def test_shuffled_tensors_are_fused_ones(kernel: mk.PersistentKernel) -> None:
+    parts = [kernel.attach_input(draw(4, 8, seed=i), n) for i, n in enumerate("ab")]
+    shuffled = kernel.shuffle_tensors(inputs=parts, shuffled_dim=0, num_groups=2, name="s")
+    assert shuffled.parts == ("a", "b") and shuffled.num_groups == 2 and shuffled.dims == (8, 8)
+
+
 # Layers one by one
 
 
@@ -450,6 +561,17 @@ def test_meta_tensors_must_be_step_and_tokens(meta: Any, message: str) -> None:
         mk.PersistentKernel(max_seq_length=8, meta_tensors=meta)
 
 
+def test_the_readme_s_constructor_is_taken() -> None:
+    """Without max_seq_length and eos_token_id: 512 tokens, or all places of tokens where they are fewer."""
+    for places, length in ((64, 64), (4096, 512)):
+        tokens = torch.zeros(1, places, dtype=torch.int64)
+        made = mk.PersistentKernel(
+            world_size=1, mpi_rank=0, num_workers=96, num_local_schedulers=48, num_remote_schedulers=0,
+            meta_tensors=[STEP, tokens], profiler_tensor=None,
+        )  # fmt: skip
+        assert made._program.max_seq_length == length
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -463,7 +585,11 @@ def test_meta_tensors_must_be_step_and_tokens(meta: Any, message: str) -> None:
         ({"profiler_tensor": torch.zeros(99, 2, dtype=torch.int64)[:, 0]}, r"with strides \(2,\)"),
         ({"profiler_tensor": torch.zeros(4, dtype=torch.int64), "num_workers": 2}, "needs 5 words .* of 2 workers"),
         ({"max_seq_len": 8}, "did you mean 'max_seq_length'"),
-        ({"mode": "offline"}, "takes no 'mode'"),
+        (
+            {"mode": "offline", "page_size": 64, "max_num_pages": 16},
+            "takes no mode, max_num_pages, page_size: those belong to Mirage's later API of batched requests",
+        ),
+        ({"eos_token_id": "2"}, "eos_token_id is a token, several, or None, not '2'"),
     ],
 )
 def test_constructor_slips_are_answered(options: dict[str, Any], message: str) -> None:

@@ -333,6 +333,15 @@ def test_rules_out_of_range_are_refused(kernel: Kernel, rules: dict[str, Any], s
             kernel.generate_batch([PROMPT], 3, **rules)
 
 
+def test_rules_are_float32_whatever_torch_s_default_is(kernel: Kernel) -> None:
+    expected = kernel.generate(PROMPT, 10, **WARM).tokens
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert kernel.generate(PROMPT, 10, **WARM).tokens == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_seeds_of_64_bits() -> None:
     _, words = Sampling(temperature=1.0, seed=-2).rules(2)
     assert words.tolist() == [[-2, -1, 0], [-2, -1, 1]]

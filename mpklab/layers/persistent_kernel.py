@@ -7,12 +7,14 @@ out. `block_dim` is taken and not used: a block's shape is the plan's.
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 import torch
@@ -32,9 +34,16 @@ from mpklab.tasks import Plan, TaskGraph, lower
 from mpklab.verifier import verify
 
 EPS = 1e-6  # what Mirage's tasks are compiled with
+LENGTH = 512  # tokens, where the program does not say
 RECORDED = 2  # the level that a profiler tensor asks for
+# Constructor arguments of Mirage's later API, whose caches are paged and whose requests come in batches.
+LATER = (
+    "mode", "max_num_batched_requests", "max_num_batched_tokens", "max_num_pages", "page_size", "trace_name",
+    "use_cutlass_kernel", "test_mode", "pinned_ring_capacity",
+)  # fmt: skip
 
 Grid = tuple[int, int, int]
+P = ParamSpec("P")
 
 
 def get_configurations_from_gpu(rank: int = 0) -> tuple[int, int]:
@@ -42,12 +51,38 @@ def get_configurations_from_gpu(rank: int = 0) -> tuple[int, int]:
     return Machine.detect().workers, 0
 
 
+def _checked(method: Callable[P, None]) -> Callable[P, None]:
+    """A layer's method, that says by the layer's name what it was called with wrongly."""
+    signature = inspect.signature(method)
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        program: Program = args[0]._program  # type: ignore[attr-defined]
+        where = f"{method.__name__} (operator {len(program.calls)} of the program)"
+        for name in kwargs:
+            if name not in signature.parameters:
+                raise GraphError(f"{where} takes no {name!r}: {suggest(name, list(signature.parameters)[1:])}")
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise GraphError(f"{where}: {error}") from None
+        for name, value in given.items():
+            wanted = str(signature.parameters[name].annotation)
+            optional = wanted.endswith("| None") and value is None
+            if wanted.startswith("DTensor") and not optional and not isinstance(value, DTensor):
+                raise GraphError(f"{where}: {name} must be a tensor of this kernel, not {type(value).__name__}")
+        method(*args, **kwargs)
+
+    return call
+
+
 class PersistentKernel:
     """A megakernel from layers, in the API of Mirage Persistent Kernel.
 
     `meta_tensors` is `[step, tokens]`, on the device the kernel is to run on (CPU or CUDA): step int32[1] and tokens
     int64[1, n]. A call decodes from `tokens[0, step[0]]` on, writes every new token to `tokens`, and leaves in `step[0]`
-    the place of the last one: the first equal to `eos_token_id`, or number `max_seq_length` - 1.
+    the place of the last one: the first equal to `eos_token_id`, or number `max_seq_length` - 1 (512 or the whole of
+    tokens where none is given).
 
     `num_workers` is the most workers that are used (SMs or CPU threads, never more than there are); schedulers are not
     needed, and their numbers are ignored. With a `profiler_tensor`, uint64 or int64, every call is recorded into
@@ -64,7 +99,7 @@ class PersistentKernel:
         num_workers: int | None = None,
         num_local_schedulers: int = 0,
         num_remote_schedulers: int = 0,
-        max_seq_length: int = 512,
+        max_seq_length: int | None = None,
         eos_token_id: int | Sequence[int] | None = -1,
         meta_tensors: Sequence[torch.Tensor] = (),
         profiler_tensor: torch.Tensor | None = None,
@@ -73,6 +108,12 @@ class PersistentKernel:
         machine: Machine | None = None,
         **unknown: Any,
     ) -> None:
+        later = [name for name in LATER if name in unknown]
+        if later:
+            raise GraphError(
+                f"PersistentKernel takes no {', '.join(later)}: those belong to Mirage's later API of batched requests with "
+                "paged caches, and this is the one with meta_tensors=[step, tokens] and a cache for each layer"
+            )
         for name in unknown:
             known = [n for n in PersistentKernel.__init__.__annotations__ if n not in ("unknown", "return")]
             raise GraphError(f"PersistentKernel takes no {name!r}: {suggest(name, known)}")
@@ -83,12 +124,15 @@ class PersistentKernel:
         if spec_decode_config is not None:
             raise GraphError("PersistentKernel has no speculative decoding: leave out spec_decode_config")
         step, tokens = meta(meta_tensors)
+        max_seq_length = min(LENGTH, tokens.shape[1]) if max_seq_length is None else max_seq_length
         if not isinstance(max_seq_length, int) or not 1 < max_seq_length <= tokens.shape[1]:
             raise GraphError(
                 f"PersistentKernel: max_seq_length must be from 2 to the {tokens.shape[1]} places of tokens, not "
                 f"{max_seq_length!r}"
             )
-        ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
+        ends = list(eos_token_id or ()) if not isinstance(eos_token_id, int) else [eos_token_id]
+        if not all(isinstance(end, int) for end in ends):
+            raise GraphError(f"PersistentKernel: eos_token_id is a token, several, or None, not {eos_token_id!r}")
         eos = [end for end in ends if end >= 0] or [-1]
         self.machine = machine or _machine(step.device, num_workers)
         self.profiler_tensor = profiler_tensor
@@ -137,8 +181,11 @@ class PersistentKernel:
             raise GraphError(f"{where}: needs at least one tensor and one group, not {len(inputs)} and {num_groups!r}")
         first = inputs[0]
         for t in inputs:
+            if not isinstance(t, DTensor):
+                raise GraphError(f"{where}: inputs must be tensors of this kernel, not {type(t).__name__}")
             if (
-                t.name not in program.attached
+                program.handles.get(t.name) is not t
+                or t.name not in program.attached
                 or t.num_dims != 2
                 or (t.dims[1], t.dtype) != (first.dims[1], first.dtype)
             ):
@@ -148,8 +195,15 @@ class PersistentKernel:
         dims = (sum(t.dims[0] for t in inputs), first.dims[1])
         return program.add(DTensor(str(name), dims, first.dtype, tuple(t.name for t in inputs), num_groups))
 
+    def shuffle_tensors(
+        self, inputs: Sequence[DTensor], shuffled_dim: int = 0, num_groups: int = 1, name: str | None = None
+    ) -> DTensor:
+        """The rows that Mirage would copy into such an order, which is that of `fuse_tensors`: nothing is copied here."""
+        return self.fuse_tensors(inputs, shuffled_dim, num_groups, name)
+
     # --- layers ---
 
+    @_checked
     def embed_layer(
         self,
         input: DTensor | None,
@@ -169,6 +223,7 @@ class PersistentKernel:
         token = self._program.declare_meta("token", (1,), "int32")
         layer.operator("embedding", {"token": token, "weight": layer.read("weight", weight)}, {}, out=output)
 
+    @_checked
     def rmsnorm_layer(
         self,
         input: DTensor,
@@ -185,6 +240,7 @@ class PersistentKernel:
         operands = {"x": layer.read("input", input), "weight": layer.read("weight", weight)}
         layer.operator("rms_norm", operands, {"eps": eps}, out=output)
 
+    @_checked
     def linear_layer(
         self, input: DTensor, weight: DTensor, output: DTensor, grid_dim: Grid | None = None, block_dim: Any = None
     ) -> None:
@@ -192,6 +248,7 @@ class PersistentKernel:
         layer = self._linear("linear_layer", weight, grid_dim)
         layer.linear(input, weight, output, {}, {})
 
+    @_checked
     def rmsnorm_linear_layer(
         self,
         input: DTensor,
@@ -207,6 +264,7 @@ class PersistentKernel:
         layer = self._linear("rmsnorm_linear_layer", weight_linear, grid_dim)
         layer.linear(input, weight_linear, output, {"norm_weight": weight_norm}, {"eps": eps})
 
+    @_checked
     def linear_with_residual_layer(
         self,
         input: DTensor,
@@ -220,6 +278,7 @@ class PersistentKernel:
         layer = self._linear("linear_with_residual_layer", weight, grid_dim)
         layer.linear(input, weight, output, {"residual": residual}, {"epilogue": "residual"})
 
+    @_checked
     def silu_mul_layer(
         self, input: DTensor, output: DTensor, grid_dim: Grid | None = None, block_dim: Any = None
     ) -> None:
@@ -232,6 +291,7 @@ class PersistentKernel:
         layer.grid(grid_dim, output.dims[-1], "columns of output")
         layer.silu_mul(input, output, grid_dim[0] if grid_dim else None)
 
+    @_checked
     def silu_mul_linear_with_residual_layer(
         self,
         input: DTensor,
@@ -251,6 +311,7 @@ class PersistentKernel:
         layer.within("silu_mul").silu_mul(input, gated, 1)
         layer.linear(gated, weight, output, {"residual": residual}, {"epilogue": "residual"})
 
+    @_checked
     def attention_layer(
         self,
         input: DTensor,
@@ -309,6 +370,7 @@ class PersistentKernel:
             program.grids[layer.name] = kv
         layer.operator("attention", operands, {"heads": heads, "eps": eps, **offsets}, out=output)
 
+    @_checked
     def elementwise_add_layer(
         self, input_a: DTensor, input_b: DTensor, output: DTensor, grid_dim: Grid | None = None, block_dim: Any = None
     ) -> None:
@@ -318,6 +380,7 @@ class PersistentKernel:
         operands = {"a": layer.read("input_a", input_a), "b": layer.read("input_b", input_b)}
         layer.operator("add", operands, {}, out=output)
 
+    @_checked
     def allreduce_layer(
         self,
         input: DTensor,
@@ -333,6 +396,7 @@ class PersistentKernel:
             layer.refuse(f"output must be a new tensor like input; found {input}, {output}")
         self._program.value[output.name] = layer.read("input", input)
 
+    @_checked
     def argmax_partial_layer(
         self, input: DTensor, output: tuple[DTensor, DTensor], grid_dim: Grid | None = None, block_dim: Any = None
     ) -> None:
@@ -346,6 +410,7 @@ class PersistentKernel:
         attrs = {"parts": value.dims[-1]}
         layer.operator("argmax_partial", {"x": layer.read("input", input)}, attrs, value=value, index=index)
 
+    @_checked
     def argmax_reduce_layer(
         self, input: tuple[DTensor, DTensor], output: DTensor, grid_dim: Grid | None = None, block_dim: Any = None
     ) -> None:
@@ -408,6 +473,10 @@ class PersistentKernel:
         """
         if self.kernel is not None:
             raise GraphError("compile: this program is compiled already; make a new PersistentKernel for another")
+        for name in handout:
+            known = {*inspect.signature(assign).parameters, *inspect.signature(self.compile).parameters}
+            if name not in known:
+                raise GraphError(f"compile takes no {name!r}: {suggest(name, known - {'tasks', 'handout'})}")
         program, tasks = self._program, self._lowered(plan)
         tensors = tasks.graph.tensors
         outside = {n: t for n, t in program.memory.items() if n in tensors}
@@ -429,15 +498,17 @@ class PersistentKernel:
         self.kernel = kernel
         return kernel
 
-    def __call__(self, default_stream: Any = None, *, profile: Any = None) -> None:
+    def __call__(self, default_stream: Any = None, *, stream: Any = None, profile: Any = None) -> None:
         """Decode until an end of sequence or `max_seq_length`, and wait for it. A program without argmax_reduce_layer
         runs once.
 
-        `default_stream`: a torch.cuda.Stream to run on instead of the current one. `profile`, mpklab's own: a recording
-        level or a Window for this call. RunError where `step` leaves nothing to decode.
+        `default_stream`, or `stream`: a torch.cuda.Stream to run on instead of the current one. `profile`, mpklab's own: a
+        recording level or a Window for this call. RunError where `step` leaves nothing to decode.
         """
         kernel = self._compiled("a run")
-        assert self._session is not None
+        if self._session is None:
+            raise RunError("a run: the kernel was finalized; make a new PersistentKernel")
+        default_stream = default_stream if default_stream is not None else stream
         level = profile if profile is not None else RECORDED if self._words is not None else 0
         on_gpu = default_stream is not None and self._program.step.device.type == "cuda"
         before = kernel.last_profile
@@ -484,6 +555,15 @@ class PersistentKernel:
                 "alone does not say how long it is: give the tensor"
             )
         kernel.last_profile = None
+
+    def finalize(self) -> None:
+        """Let go of the kernel's own memory; caches, tokens, profile and graph stay. A second time does nothing."""
+        self._session = None
+
+    if not TYPE_CHECKING:  # a type checker shall know what there is
+
+        def __getattr__(self, name: str) -> Any:
+            raise _absent(name)
 
     def __repr__(self) -> str:
         what = str(self.kernel) if self.kernel is not None else f"{len(self._program.calls)} operators, not compiled"
@@ -533,6 +613,21 @@ class PersistentKernel:
         session.tensors[META + "token"].fill_(token)
         session.tensors[META + "done"].fill_(0)
         return left
+
+
+class UnknownLayer(GraphError, AttributeError):
+    """A method of Mirage's that is not one of these layers, or a slip."""
+
+
+def _absent(name: str) -> AttributeError:
+    """What is raised for an attribute that a PersistentKernel does not have."""
+    layers = [n for n in vars(PersistentKernel) if n.endswith("_layer")]
+    if not name.endswith(("_layer", "_dispatcher", "_handler")):
+        return AttributeError(f"'PersistentKernel' object has no attribute {name!r}")
+    return UnknownLayer(
+        f"PersistentKernel has no {name!r}, for its layers are those of a dense decoder with one sequence on one device: "
+        f"{suggest(name, layers)}"
+    )
 
 
 class TaskGraphs:

@@ -257,7 +257,7 @@ class Layer:
         name = f"rope:{cos.name},{sin.name}" if cos is not None and sin is not None else f"rope:none,{d}"
         if META + name in program.declared:
             return META + name
-        table = torch.zeros(rows, d, device=program.step.device)
+        table = torch.zeros(rows, d, dtype=torch.float32, device=program.step.device)
         table[:, : d // 2] = 1.0
         if (cos is None) != (sin is None):
             self.refuse("cos_pos_embed and sin_pos_embed go together")
@@ -329,9 +329,11 @@ class Layer:
         fused = weight.num_groups if weight is not None and weight.parts else None
         if groups is None:
             groups = fused or 1
-        width = output.dim(1)
-        if x.num_dims != 2 or x.dim(1) != 2 * width or width % groups:
-            self.refuse(f"input must hold {groups} runs each of gate and up, {2 * width} columns in all; found {x}")
+        width = output.dims[-1]
+        if output.num_dims != 2 or x.num_dims != 2 or x.dim(1) != 2 * width or width % groups:
+            self.refuse(
+                f"input must hold {groups} runs each of gate and up, {2 * width} columns in all; found {x}, {output}"
+            )
         if weight is not None and fused not in (None, groups):
             self.refuse(f"gate and up are read in {groups} groups, but {weight.name} was fused in {fused}")
         attrs = {"gate_offset": 0, "up_offset": width // groups, "width": width, "groups": groups}

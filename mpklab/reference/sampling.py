@@ -110,7 +110,7 @@ def sample_reduce(node: Node, t: Tensors, tile: list[int]) -> None:
             z = t["score"][b]
             cut = cut_of(z, rules)
             tokens = t["token"][b][z >= cut].sort().values
-            kept = torch.zeros(vocabulary, device=z.device)
+            kept = torch.zeros(vocabulary, dtype=z.dtype, device=z.device)
             kept[t["token"][b].long()] = z
             words = random_words(t["seed"][b], int(t["position"][b]) + 1, tokens)
             _, chosen = _draw(kept[tokens.long()].double() + noise(words).to(z.device), tokens)

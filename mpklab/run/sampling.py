@@ -77,7 +77,8 @@ class Sampling:
         seed = self.seed & 0xFFFFFFFFFFFFFFFF
         words = torch.tensor([seed & 0xFFFFFFFF, seed >> 32, 0]).repeat(rows, 1)
         words[:, SEED_WORDS - 1] = torch.arange(rows)
-        return torch.tensor([[float(getattr(self, c)) for c in COLUMNS]] * rows), words.to(torch.int32)
+        rules = [float(getattr(self, c)) for c in COLUMNS]
+        return torch.tensor([rules] * rows, dtype=torch.float32), words.to(torch.int32)
 
     def __str__(self) -> str:
         given = [f"{f.name}={getattr(self, f.name):g}" for f in fields(self) if getattr(self, f.name) != f.default]
