@@ -39,7 +39,8 @@ __all__ = ["__version__", *_HOME]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'mpklab' has no attribute {name!r}")
+        hint = import_module("mpklab.errors").suggest(name, _HOME)
+        raise AttributeError(f"module 'mpklab' has no attribute {name!r}: {hint}")
     home = _HOME[name]
     module = import_module(f"mpklab.{home or name}")
     value = getattr(module, name) if home else module

@@ -77,7 +77,7 @@ class Operator:
         return tuple(o.name for o in REGISTRY.ops[self.op].operands if o.access != "w" and o.name in self.operands)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph(Presented):
     """Tensors by name and operators in program order; checked on construction (GraphError)."""
 

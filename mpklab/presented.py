@@ -6,11 +6,16 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from mpklab.errors import suggest
+
 
 class Presented:
     """A value whose drawings and analyses live further right in the stages. `mpklab.present` says which it has."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __getattr__(self, name: str) -> Any:
         # Private names are asked for by copy, pickle and IPython all the time; only notebooks' own hook is ours.
@@ -19,10 +24,8 @@ class Presented:
         present = import_module("mpklab.present")
         function = present.method(type(self).__name__, name)
         if function is None:
-            known = ", ".join(present.methods(type(self).__name__))
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute {name!r}; from its analyses: {known}"
-            )
+            known = [word for word in dir(self) if not word.startswith("_")]
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}: {suggest(name, known)}")
         return partial(function, self)
 
     def __dir__(self) -> list[str]:

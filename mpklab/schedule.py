@@ -67,7 +67,7 @@ class Drain:
     event: int = ITERATION
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schedule(Presented):
     """A worker and a queue position for every task, or -1 and -1 for a task of the pool, which any worker may take.
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 import mpklab as mk
 from mpklab.present import METHODS, bundle, method
@@ -109,6 +110,26 @@ def test_every_method_has_a_function(kind, name):
     assert callable(method(kind, name))
 
 
+def test_every_value_is_a_line_in_a_plain_terminal(values):
+    """Also inside a list, a traceback or a debugger, which ask for the repr: a model's would be megabytes."""
+    kernel = values["Kernel"]
+    g = mk.GraphBuilder("sum")
+    g.add("sum", a=g.input("a", (1, 8)), b=g.input("b", (1, 8)), role="output")
+    plan = kernel.schedule.tasks.plan
+    small = mk.build(mk.assign(mk.lower(g.build(), mk.Machine.cpu(2))))
+    result = small.run(a=torch.ones(1, 8), b=torch.ones(1, 8), profile=1)
+    others = [result, kernel.new_session(), plan]
+    for value in (*values.values(), *others):
+        assert "\n" not in repr(value) and 10 < len(repr(value)) < 600, repr(value)
+    assert repr(kernel.graph) == str(kernel.graph) and "on cpu with 2 workers (" in repr(kernel)
+    assert "sum float32[1×8]" in repr(result) and "Profile(level 1, 2 workers" in repr(result)
+    assert repr(others[1]).startswith("Session of Kernel tiny-decode") and plan.hash in repr(plan)
+
+
 def test_an_unknown_name_says_what_there_is(values):
-    with pytest.raises(AttributeError, match="bubbles"):
+    with pytest.raises(AttributeError, match="did you mean 'bubbles'"):
         _ = values["Profile"].bubble
+    with pytest.raises(AttributeError, match="did you mean 'schedule'"):
+        _ = values["Kernel"].shedule
+    with pytest.raises(AttributeError, match="did you mean 'compile'"):
+        _ = mk.comple

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import operator
 import queue
@@ -31,16 +32,17 @@ from mpklab.reference.prefill import prefill
 from mpklab.run.host import CLOCK_HZ_GUESS, HostFlight
 from mpklab.run.profiling import window_of
 from mpklab.run.sampling import Sampling, drawing, draws
-from mpklab.run.session import Memory, Outcome, Session
+from mpklab.run.session import Memory, Outcome, Session, described
 from mpklab.schedule import Schedule
 from mpklab.verifier import verify
 
 LAUNCHES = ("persistent", "per_operator")
 
 SHORT_RUN_S = 0.5  # what takes less shows no progress
+SHOWN_OUTPUTS = 8  # in a result's text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """Output tensors by name, and the profile where one was asked for."""
 
@@ -51,8 +53,14 @@ class Result:
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.outputs[name]
 
+    def __repr__(self) -> str:
+        held = ", ".join(f"{n} {described(t)}" for n, t in itertools.islice(self.outputs.items(), SHOWN_OUTPUTS))
+        more = f" and {len(self.outputs) - SHOWN_OUTPUTS} more" if len(self.outputs) > SHOWN_OUTPUTS else ""
+        recorded = f", {self.profile!r}" if self.profile is not None else ""
+        return f"Result of {self.seconds * 1e3:.3g} ms: {held or 'no outputs'}{more}{recorded}"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Generation(Presented):
     """What one prompt gave. `seconds` is the kernel's own time for `tokens`, `prefill_seconds` the prompt's."""
 
@@ -113,7 +121,7 @@ def build(
     return kernel
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Kernel(Presented):
     """One persistent kernel. Its values are read-only; `last_profile` keeps what the latest recorded run left.
 
@@ -579,13 +587,12 @@ class Kernel(Presented):
 
     def __str__(self) -> str:
         library = self._libraries.get(0)
-        how = (
-            f"{library.compiler.rpartition('/')[2]}, {library.seconds:.2f} s{', from the cache' if library.cached else ''}"
-            if library
-            else ""
-        )
+        how = ""
+        if library:
+            cached = ", from the cache" if library.cached else ""
+            how = f" ({library.compiler.rpartition('/')[2]}, {library.seconds:.2f} s{cached})"
         kind = "Kernels per operator of" if self.per_operator else "Kernel"
-        return f"{kind} {self.graph.name} on {self.backend} with {self.schedule.workers} workers ({how})"
+        return f"{kind} {self.graph.name} on {self.backend} with {self.schedule.workers} workers{how}"
 
 
 def _took(outcome: Outcome, what: str) -> str:

@@ -12,6 +12,8 @@ import torch
 
 from mpklab import abi, env, recipe, stamp
 from mpklab.codegen import Tables, device_settings
+from mpklab.console import human_bytes
+from mpklab.dims import shape_text
 from mpklab.errors import DeadlockError, RunError, suggest
 from mpklab.graph import Tensor
 from mpklab.ops import REGISTRY
@@ -71,7 +73,7 @@ class Outcome:
     profile: Profile | None
 
 
-@dataclass
+@dataclass(repr=False)
 class Session:
     """Tensors by name on the kernel's device. Weights are the model's own memory, the rest is allocated here, except what
     `tensors` holds from the start: that is read and written where it lies."""
@@ -145,10 +147,7 @@ class Session:
                 raise RunError(f"{t} cannot be made of a {type(value).__name__}: {error}") from error
         sizes = t.type.sizes
         if tuple(value.shape) != sizes or value.dtype != TORCH_DTYPES[t.dtype]:
-            raise RunError(
-                f"{t.name} must be {t.dtype}[{'×'.join(map(str, sizes))}], not "
-                f"{str(value.dtype).removeprefix('torch.')}[{'×'.join(map(str, value.shape))}]"
-            )
+            raise RunError(f"{t.name} must be {t.dtype}[{shape_text(sizes)}], not {described(value)}")
         if value.device.type != self.device:
             raise RunError(
                 f"{t.name} is on {value.device}, the kernel runs on {self.device}: move it with .to({self.device!r})"
@@ -398,6 +397,11 @@ class Session:
                 slots = np.concatenate([slots, lost])
         return slots
 
+    def __repr__(self) -> str:
+        own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors.values()}
+        size = human_bytes(sum(own.values()))
+        return f"Session of {self.kernel}: {len(self.tensors)} tensors in {size} on {self.device}, weights among them"
+
     # --- afterwards ---
 
     def _deadlock(self, fault: Any, limit: float, dropped: int | None, counters: torch.Tensor) -> DeadlockError:
@@ -489,6 +493,11 @@ class Session:
                 "window": {"skip": window.skip, "record": window.record, "level": window.level},
             },
         )
+
+
+def described(tensor: torch.Tensor) -> str:
+    """`float32[1×64]`, as results and messages name a tensor."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}[{shape_text(tuple(tensor.shape))}]"
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -17,7 +17,7 @@ from mpklab.ops import REGISTRY, Tiling
 from mpklab.tasks.handoffs import choose_handoffs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Every choice that lowering made: passes, a tiling per operator, and settings of the kernel. Replayable.
 
@@ -54,6 +54,12 @@ class Plan:
             )
         except (KeyError, TypeError) as error:
             raise LowerError(f"not a plan: {error!r}") from error
+
+    def __repr__(self) -> str:
+        chosen = [f"{len(self.tilings)} tilings", *(f"{k}={v}" for k, v in self.settings.items())]
+        words = sum(kind == "data" for kind in self.handoffs.values())
+        chosen += [f"{words} operators hand over by words"] * bool(words) + ["barriers"] * self.barriers
+        return f"Plan {self.hash}: {', '.join(self.passes) or 'no passes'}; {', '.join(chosen)}"
 
     @cached_property
     def hash(self) -> str:

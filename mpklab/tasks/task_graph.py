@@ -24,7 +24,7 @@ from mpklab.tasks.plan import Plan
 IntArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TaskGraph(Presented):
     """Tasks as arrays (task ids of operator o are first[o] … first[o+1]-1), events, and both directions between them.
 
