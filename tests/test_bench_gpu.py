@@ -39,8 +39,8 @@ def test_bytes_of_a_step_hold_weights_once_and_every_cache() -> None:
 
 def test_what_takes_too_long_is_given_up() -> None:
     with pytest.raises(EnvError, match="longer"), decode.time_limit(0.05):
-        time.sleep(5)
-    with decode.time_limit(5):
+        time.sleep(60)
+    with decode.time_limit(600):
         pass
 
 

@@ -75,7 +75,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_the_second_build_compiles_nothing(empty_cache: Path, starts: list[list[str]]) -> None:
     first, second = build(schedule_of()).library(), build(schedule_of()).library()
     assert (first.cached, second.cached, len(starts)) == (False, True, 1)
-    assert second.file == first.file and second.seconds < first.seconds
+    assert second.file == first.file
     assert starts[0][0].endswith(("g++", "clang++")) and "".join(starts[0]) in second.log.replace(" ", "")
 
 
@@ -165,7 +165,7 @@ def test_eight_processes_build_one_entry(empty_cache: Path, tmp_path: Path) -> N
     processes = [
         subprocess.Popen(program(text, body), env=environment, stdout=-1, stderr=-1, text=True) for _ in range(8)
     ]
-    answers = [process.communicate(timeout=120) for process in processes]
+    answers = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0] * 8, [error for _, error in answers]
     found = [answer.split() for answer, _ in answers]
     assert len({name for name, _ in found}) == 1 and "False" in {cached for _, cached in found}
@@ -176,7 +176,9 @@ def test_a_killed_build_leaves_nothing_trusted(empty_cache: Path, tmp_path: Path
     """Killed while the compiler runs, and killed between compiling and publishing."""
     slow = tmp_path / "slow-compiler"
     started = tmp_path / "started"
-    slow.write_text(f'#!/bin/sh\ncase "$*" in *--version*) exec g++ --version;; esac\ntouch {started}\nexec sleep 60\n')
+    slow.write_text(
+        f'#!/bin/sh\ncase "$*" in *--version*) exec g++ --version;; esac\ntouch {started}\nexec sleep 600\n'
+    )
     slow.chmod(0o755)
     text = tmp_path / "kernel.cpp"
     text.write_text(source().text)
@@ -186,7 +188,7 @@ def test_a_killed_build_leaves_nothing_trusted(empty_cache: Path, tmp_path: Path
             f"""
             def linger(*_):
                 Path({str(tmp_path / "compiled")!r}).touch()
-                time.sleep(60)
+                time.sleep(600)
             builder._renamed = linger
             builder.compile_source(source)
             """,
@@ -195,7 +197,7 @@ def test_a_killed_build_leaves_nothing_trusted(empty_cache: Path, tmp_path: Path
     ):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with subprocess.Popen(program(text, body), env=environment, start_new_session=True) as process:
-            until = time.monotonic() + 60
+            until = time.monotonic() + 300
             while not mark.exists() and time.monotonic() < until and process.poll() is None:
                 time.sleep(0.01)
             assert mark.exists()

@@ -61,7 +61,7 @@ def test_interrupt_ends_with_130() -> None:
         from mpklab import cli
         def slow(_):
             print("waiting", flush=True)
-            time.sleep(60)
+            time.sleep(120)
         cli._cache = slow
         raise SystemExit(cli.main(["cache"]))
     """
@@ -69,7 +69,7 @@ def test_interrupt_ends_with_130() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
     assert "Traceback" not in errors
 

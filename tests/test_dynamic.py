@@ -328,7 +328,7 @@ def test_a_dropped_signal_is_found_by_idle_workers(choice: dict) -> None:
     kernel = build(assign(tasks, **{**choice, **({"dynamic": ("linear",)} if choice["mode"] == "hybrid" else {})}))
     task = next(int(t) for t in tasks.tasks_of("op0") if tasks.signal_first[t] < tasks.signal_first[t + 1])
     with pytest.raises(DeadlockError, match=r"event \d+ of op0.*; the test hook dropped the signals of op0"):
-        kernel.run(values(False, 1), iterations=2, drop_signals=task, wait_limit_s=0.3)
+        kernel.run(values(False, 1), iterations=2, drop_signals=task, wait_limit_s=1)
 
 
 @pytest.fixture(scope="module")

@@ -253,11 +253,11 @@ def test_records_in_any_order_never_raise(items, ring):
 
 
 def test_a_million_records_take_about_a_second():
-    """The aim is 0.3 s; the bound is loose because test machines are shared."""
+    """Seconds of one core. The aim is 0.3; the bound is what no loop over records in Python could keep."""
     profile = big_profile()
-    begun = time.perf_counter()
+    begun = time.process_time()
     got = frames.spans(profile)
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     assert len(got) > 800_000
     assert seconds < 2.0, f"{seconds:.2f} s"
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,7 @@ def test_shapes_alone_need_no_torch() -> None:
         "import sys; from mpklab import models; m = models.random('qwen3-8b', weights=False); "
         "assert m.weights is None and m.decode_graph(layers=2) is not None; print('torch' in sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True)
     assert ran.stdout.split() == ["False"]
 
 
@@ -461,11 +460,14 @@ def test_a_changed_file_is_unpacked_again(tiny_gguf: Path) -> None:
 # The real model
 
 
-def test_smollm2_is_what_the_catalogue_says(smollm2: models.Model) -> None:
+def test_smollm2_is_what_the_catalogue_says(smollm2: models.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaded again it is mapped: nothing of the file but its ends is looked at."""
     assert smollm2.config == models.named("smollm2-135m")
-    begun = time.perf_counter()
+    monkeypatch.setattr(unpacked, "GgufFile", None)  # what reads it
     again = models.load("smollm2-135m")
-    assert time.perf_counter() - begun < 0.5
+    begin = again.weights.flat.data_ptr()
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "weights.bin" in line]
+    assert any(int(m[0].split("-")[0], 16) <= begin < int(m[0].split("-")[1], 16) for m in maps)
     assert torch.equal(again.weights["norm.weight"], smollm2.weights["norm.weight"])
     assert "SmolLM2" in repr(smollm2) and "134.5 M parameters" in repr(smollm2)
 

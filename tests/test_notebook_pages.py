@@ -20,7 +20,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"needs {', '.join(missing)}")
     out = tmp_path_factory.mktemp("pages")
     command = [sys.executable, str(ROOT / "tools" / "make_pages.py"), "04_inside_the_kernel", "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=out)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=out)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 

@@ -72,7 +72,7 @@ def test_notebook_runs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         wrong = "fastest, mine = -1, mk.assign(coarse, policy='round_robin')"
     for source in (wrong, check, RIGHT_ANSWERS[file.stem], check):
         book.cells.append(nbformat.v4.new_code_cell(source))
-    client = NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     for cell in book.cells:
         for output in cell.get("outputs", []):
