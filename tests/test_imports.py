@@ -279,6 +279,60 @@ def test_chrome_begin_end_nesting_and_overlap(tmp_path):
     assert from_chrome({"traceEvents": events}).n_tasks == 5
 
 
+def test_a_trace_of_torch_s_profiler_is_read_whatever_its_zero_of_time():
+    since_1970 = 1_758_000_000_000_000.0
+    kernels = [
+        {"ph": "X", "cat": "kernel", "name": f"gemm{k % 2}", "pid": 0, "tid": 7, "ts": since_1970 + 20 * k, "dur": 18.5}
+        for k in range(5)
+    ]
+    stray = {"ph": "X", "name": "from another age", "pid": 0, "tid": 7, "ts": 0, "dur": 1}
+    names = [
+        {"ph": "M", "name": "process_name", "pid": 0, "tid": 0, "args": {"name": "GPU 0"}},
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": 7, "args": {"name": "stream 7"}},
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": 8},
+    ]
+    profile = from_chrome({"traceEvents": [stray, *names, *kernels]})
+    got = frames.spans(profile)
+    got = got[got["phase"] == "execute"]
+    assert got["begin_ns"].tolist() == [0, 20_000, 40_000, 60_000, 80_000] and set(got["dur_ns"]) == {18_500}
+    assert profile.meta["skipped"] == 1 and profile.meta["threads"] == {"0": "GPU 0/stream 7"}
+    assert '"worker_names":{"0":"GPU 0/stream 7"}' in json.dumps(profile.timeline().lanes.meta, separators=(",", ":"))
+
+
+def test_stamps_of_a_trace_say_how_fine_its_clock_is():
+    """Not its few anchors, which a long common divisor may join by chance."""
+    slices = [{"ph": "X", "ts": t, "dur": 0.5, "name": "a", "tid": 0} for t in (0, 10, 20.001, 30.25)]
+    profile = from_chrome({"traceEvents": [*slices, {"ph": "X", "ts": 0, "dur": 40, "name": "b", "tid": 1}]})
+    assert frames.residual(profile) < 1
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ([], "0 events"),
+        ([{"name": "a", "start": 0, "end": 5}], "fields end, name, start"),
+        ([{"ph": "i", "ts": 1}, {"ph": "b", "ts": 2}], "1 of ph 'b', 1 of ph 'i'"),
+    ],
+)
+def test_a_trace_without_slices_says_what_it_has_instead(events, said):
+    with pytest.raises(ProfileError, match=f"no slices: expected complete .*; found .*{said}"):
+        from_chrome({"traceEvents": events})
+
+
+def test_a_trace_whose_writer_was_killed_is_read(tmp_path):
+    """The format allows a list without its closing bracket."""
+    path = tmp_path / "t.json"
+    path.write_text('[\n{"ph": "X", "ts": 0, "dur": 1, "name": "a"},\n{"ph": "X", "ts": 2, "dur": 1, "name": "b"},\n')
+    assert from_chrome(path).n_tasks == 2
+
+
+def test_a_trace_of_many_idle_threads_beside_a_full_one_is_refused_before_it_takes_the_memory():
+    events = [{"ph": "X", "ts": 0, "dur": 1, "name": "a", "tid": t} for t in range(2000)]
+    events += [{"ph": "X", "ts": 2 * k, "dur": 1, "name": "b", "tid": 0} for k in range(80_000)]
+    with pytest.raises(ProfileError, match=r"2000 lanes, the fullest with 16[0-9]{4} records"):
+        from_chrome({"traceEvents": events})
+
+
 def test_long_pauses_keep_their_length():
     events = [{"ph": "X", "ts": t, "dur": 1, "name": "a", "tid": 0} for t in (0, 7_000_000, 60_000_000)]
     got = frames.spans(from_chrome({"traceEvents": events}))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ from mpklab.profile import Profile
 
 MAX_ROLES = 8  # lanes of one thread, where its slices overlap without nesting
 MAX_WORKERS = 1 << 14
-MAX_NS = 1 << 53
+MAX_US = (1 << 52) / 1000  # on either side of the middle: times are exact as floats
+MAX_NAME = 80
 PIECE = 1 << 20  # bytes unpacked at a time
 
 
@@ -30,24 +32,30 @@ def from_chrome(source: str | os.PathLike[str] | Mapping[str, Any]) -> Profile:
 
     Each (pid, tid) is a worker, in order of appearance; each name an operator, each slice a task. Slices of one thread
     that overlap without nesting go to further lanes of it. Nested slices stay inside their parents: analyses count the
-    outermost. Slices without an end last until their thread's last stamp.
+    outermost. Slices without an end last until their thread's last stamp. `meta` has the threads' names and how many
+    events could not be read (`skipped`). ProfileError for what is no such trace, or has no slices.
     """
     events = _events(source)
     slices, open_slices, threads = [], defaultdict(list), {}  # type: ignore[var-annotated]
+    names: dict[tuple[str, ...], str] = {}
     last: dict[int, float] = defaultdict(float)
+    kinds: Counter[str] = Counter()
     skipped = 0
     for e in events:
         try:
             kind = e["ph"]
+            kinds[str(kind)] += 1
+            key = (str(e.get("pid", 0)), str(e.get("tid", 0)))
+            if kind == "M" and e.get("name") in ("process_name", "thread_name"):
+                names[key if e["name"] == "thread_name" else key[:1]] = str((e.get("args") or {}).get("name", ""))
             if kind not in ("X", "B", "E"):
                 continue
-            key = (str(e.get("pid", 0)), str(e.get("tid", 0)))
             begin = float(e["ts"])
-            thread = threads.setdefault(key, len(threads))
             stop = begin + max(0.0, float(e.get("dur", 0.0))) if kind == "X" else begin
-            if not (abs(begin) < MAX_NS / 1000 and stop < MAX_NS / 1000):
+            if not (math.isfinite(begin) and math.isfinite(stop)):
                 skipped += 1
                 continue
+            thread = threads.setdefault(key, len(threads))
             if kind == "X":
                 slices.append((thread, begin, stop, str(e.get("name", "")), str(e.get("cat", ""))))
             elif kind == "B":
@@ -57,14 +65,35 @@ def from_chrome(source: str | os.PathLike[str] | Mapping[str, Any]) -> Profile:
                 slices.append((thread, since, max(since, begin), name, category))
             else:
                 skipped += 1
-            last[thread] = max(last[thread], stop)
+            last[thread] = max(last.get(thread, stop), stop)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             skipped += 1
     for thread, left in open_slices.items():
         slices += [(thread, since, max(since, last[thread]), name, category) for since, name, category in left]
-    if len(threads) > MAX_WORKERS or len(slices) >= MAX_ARG:
-        raise ProfileError(f"{len(slices)} slices of {len(threads)} threads are more than a profile can hold")
-    return _profile(slices, {v: k for k, v in threads.items()}, skipped)
+    if not slices:
+        raise ProfileError(_nothing(events, kinds))
+    # Stamps may count from 1970; what lies months from the rest of the trace is no part of the run.
+    middle = sorted(s[1] for s in slices)[len(slices) // 2]
+    near = [s for s in slices if s[1] > middle - MAX_US and s[2] < middle + MAX_US]
+    skipped += len(slices) - len(near)
+    if len(threads) > MAX_WORKERS or len(near) >= MAX_ARG:
+        raise ProfileError(f"{len(near)} slices of {len(threads)} threads are more than a profile can hold")
+    known = {
+        thread: f"{names.get(key[:1]) or key[0]}/{names.get(key) or key[1]}"[:MAX_NAME]
+        for key, thread in threads.items()
+    }
+    return _profile(near, known, skipped)
+
+
+def _nothing(events: list[Any], kinds: Mapping[str, int]) -> str:
+    """Why there is nothing to make a profile of."""
+    wanted = "expected complete (ph X) or begin and end events (ph B, E), with a time ts"
+    if kinds:
+        found = ", ".join(f"{count} of ph {kind!r:.12}" for kind, count in sorted(kinds.items())[:8])
+    else:
+        fields = next((sorted(map(str, e))[:12] for e in events if isinstance(e, Mapping)), None)
+        found = f"{len(events)} events" + (f", the first with the fields {', '.join(fields):.200}" if fields else "")
+    return f"the trace has no slices: {wanted}; found {found}"
 
 
 def _events(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Any]:
@@ -74,13 +103,23 @@ def _events(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[Any]:
         try:
             if data[:2] == b"\x1f\x8b":
                 data = _unpacked(data, str(source))
-            found = json.loads(data)
+            found = _parsed(data)
         except (ValueError, RecursionError, EOFError, OSError, zlib.error) as e:
             raise ProfileError(f"{source}: not a JSON trace: {type(e).__name__}: {e!s:.200}") from e
     events = found.get("traceEvents") if isinstance(found, Mapping) else found
     if not isinstance(events, list):
         raise ProfileError("not Chrome's trace format: expected a list of events, or one under traceEvents")
     return events
+
+
+def _parsed(data: bytes) -> Any:
+    """JSON; a list's closing bracket may be missing, as the format allows writers that may be killed."""
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError:
+        if not data.lstrip().startswith(b"["):
+            raise
+        return json.loads(data.rstrip().rstrip(b",") + b"]")
 
 
 def _unpacked(data: bytes, name: str) -> bytes:
@@ -95,9 +134,7 @@ def _unpacked(data: bytes, name: str) -> bytes:
     return b"".join(parts)
 
 
-def _profile(
-    slices: list[tuple[int, float, float, str, str]], threads: dict[int, tuple[str, str]], skipped: int
-) -> Profile:
+def _profile(slices: list[tuple[int, float, float, str, str]], threads: dict[int, str], skipped: int) -> Profile:
     slices.sort(key=lambda s: (s[0], s[1], -s[2]))
     zero = min((s[1] for s in slices), default=0.0)
     thread = np.array([s[0] for s in slices], np.int64)
@@ -140,7 +177,7 @@ def _profile(
         tasks={"operator": operator[order], "worker": thread[order]},
         meta={
             "source": "Chrome trace",
-            "threads": {str(w): f"{pid}/{tid}" for w, (pid, tid) in threads.items()},
+            "threads": {str(w): name for w, name in threads.items()},
             "skipped": skipped,
             "crowded": crowded,
         },

@@ -50,6 +50,11 @@ def write_lanes(
     many = np.bincount(lane, weights=pause, minlength=n_lanes).astype(np.int64)
     written = np.where(counts > 0, counts + many + 3, 0)
     capacity = int(written.max(initial=0))
+    if n_lanes * capacity * abi.RECORD.itemsize > MAX_FILE:  # lanes are of equal length
+        raise ProfileError(
+            f"{n_lanes} lanes, the fullest with {capacity} records, are more than the {MAX_FILE >> 30} GiB that a profile "
+            f"can hold: leave out threads that did little, or cut the trace to a shorter time"
+        )
     records = np.zeros((n_lanes, capacity), abi.RECORD)
     tags = (kind.astype(np.int64) | phase.astype(np.int64) << 2 | (arg.astype(np.int64) % MAX_ARG) << 8).astype(
         np.uint32

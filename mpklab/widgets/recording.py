@@ -39,6 +39,7 @@ def profile_timeline(profile: Any, other: Any = None, **options: Any) -> Timelin
     known: dict[str, Any] = {
         "error_ns": max(residual(run) for run in runs),
         "place": "SM" if on_gpu(profile) else "CPU",
+        "workers": thread_names(runs),
         "notes": notes_of(profile, other),
         "bounds": bounds_of(profile),
         "other_bounds": {} if other is None else bounds_of(other),
@@ -57,6 +58,14 @@ def profile_dag(profile: Any, **options: Any) -> TaskDag:
 def on_gpu(profile: Any) -> bool:
     """Whether the column `sm` counts a GPU's processors rather than a host's."""
     return bool((profile.headers()["clock_unit"] == Clock.sm_cycles).all())
+
+
+def thread_names(runs: list[Any]) -> dict[int, str]:
+    """What another tool called the workers, where all recordings agree on it."""
+    first, *rest = (run.meta.get("threads") for run in runs)
+    if not isinstance(first, dict) or any(names != first for names in rest):
+        return {}
+    return {int(w): str(name) for w, name in first.items() if str(w).isdecimal()}
 
 
 def bounds_of(profile: Any) -> dict[str, float]:

@@ -221,6 +221,7 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
         "modes": [],
         "empty": options["empty"],
         "place": options["place"],
+        "worker_names": {str(w): str(name) for w, name in options["workers"].items()},
         "notes": [str(note) for note in options["notes"]],
     }
     columns = {
@@ -469,6 +470,7 @@ def timeline(
     classes: Mapping[str, object] | None = None,
     height: int | None = None,
     place: str = "SM",
+    workers: Mapping[int, str] | None = None,
     empty: str = NO_SPANS,
     ready_ns: Sequence[float] | NDArray[Any] | None = None,
     notes: Sequence[str] = (),
@@ -478,8 +480,9 @@ def timeline(
 
     `bounds` are vertical lines, nanoseconds from the earliest span, and `other_bounds` those of `other`; `error_ns` is the
     clock's error, one number or one per worker; `classes` adds ways to colour: a name and one value per span (at most 200
-    different ones); `place` says what the column `sm` counts; `ready_ns` when the task of each span of execution was ready
-    (NaN: not known), which draws how many tasks were ready and not begun; `notes` are sentences above the picture.
+    different ones); `place` says what the column `sm` counts; `workers` names workers by number; `ready_ns` when the task
+    of each span of execution was ready (NaN: not known), which draws how many tasks were ready and not begun; `notes` are
+    sentences above the picture.
     """
     extra = dict(classes or {})
     known = [*MODES, *extra, *(["difference"] if other is not None else [])]
@@ -488,6 +491,6 @@ def timeline(
     sources = {str(names[0]): spans} if other is None else {str(names[0]): spans, str(names[1]): other}
     options = {
         "title": str(title), "color": color, "bounds": dict(bounds or {}), "other_bounds": dict(other_bounds or {}), "error_ns": error_ns,
-        "height": height, "empty": empty, "place": str(place), "ready_ns": ready_ns, "notes": list(notes),
+        "height": height, "empty": empty, "place": str(place), "workers": dict(workers or {}), "ready_ns": ready_ns, "notes": list(notes),
     }  # fmt: skip
     return Timeline(read_lanes(sources, extra, options), spans, str(title))

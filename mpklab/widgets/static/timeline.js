@@ -518,7 +518,8 @@ export function mountTimeline(el, meta, columns, host = {}) {
       if (b % every || middle < free) continue;
       free = middle + 12;
       context.fillStyle = css(cursor?.row.lane.band === band || hover?.band === band ? theme.fg : theme.muted);
-      context.fillText(band.sm >= 0 ? `w${band.worker} · ${meta.place} ${band.sm}` : `worker ${band.worker}`, plot.x - 6, middle, plot.x - 8);
+      const name = meta.worker_names?.[band.worker] ?? "", label = name.length > 18 ? "…" + name.slice(-17) : name;
+      context.fillText(label || (band.sm >= 0 ? `w${band.worker} · ${meta.place} ${band.sm}` : `worker ${band.worker}`), plot.x - 6, middle, plot.x - 8);
     }
     context.restore();
   }
@@ -746,7 +747,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
     return { i: -1, row: lane.rows[0] };
   }
   function linesFor({ i, row }) {
-    const band = row.lane.band, who = `${groups.length > 1 ? groups[band.group] + " · " : ""}worker ${band.worker}${band.sm >= 0 ? ` · ${meta.place} ${band.sm}` : ""} · ${row.lane.role} lane`;
+    const band = row.lane.band, who = `${groups.length > 1 ? groups[band.group] + " · " : ""}worker ${band.worker}${meta.worker_names?.[band.worker] ? ` (${clip(meta.worker_names[band.worker], 80)})` : ""}${band.sm >= 0 ? ` · ${meta.place} ${band.sm}` : ""} · ${row.lane.role} lane`;
     if (i < 0) return ["nothing recorded", who];
     const error = band.error ? ` ± ${exactNs(band.error)}` : "";
     const lines = [`${phaseName(i)}${opName(i) ? " · " + clip(opName(i), 120) : ""}`];
