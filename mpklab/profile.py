@@ -287,10 +287,14 @@ def recording(name: str) -> Profile:
 
 
 def open_profile(name: str) -> Profile:
-    """A `.mpkprof` file by its path, or one of the project's recordings by its name."""
-    if not Path(name).exists() and not name.endswith(SUFFIX) and name in recordings():
+    """A `.mpkprof` file by its path, or one of the project's recordings by its name. ProfileError for neither."""
+    if Path(name).exists() or name.endswith(SUFFIX):
+        return Profile.load(name)
+    known = recordings()
+    if name in known:
         return recording(name)
-    return Profile.load(name)
+    come = f"; recordings that come with mpklab: {', '.join(known)}" if known else ""
+    raise ProfileError(f"{name!r} is neither a file nor a recording's name{come}")
 
 
 def _recording_folders() -> list[Path]:

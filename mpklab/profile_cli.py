@@ -18,26 +18,36 @@ from mpklab.errors import ProfileError
 from mpklab.exports import FORMATS, export
 from mpklab.frames.tables import family
 from mpklab.imports import FORMATS as IMPORTS
-from mpklab.profile import Profile, open_profile
+from mpklab.profile import Profile, open_profile, recordings
+
+FILE_HELP = f"a .mpkprof file, or a recording that comes with mpklab: {', '.join(recordings())}"
+
+# Entries of an imported profile's `meta` that say what it lacks.
+LEFT_OUT = {
+    "skipped": "events that could not be read, or that lie months from the rest",
+    "crowded": "slices that overlap others of their thread and are drawn over them",
+    "instants": "instants, which are left out",
+    "unmatched": "task types with more spans than the task graph has tasks; their spans belong to no task",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One subcommand per question; FILE is a .mpkprof file or the name of a recording that comes with mpklab."""
     commands = parser.add_subparsers(metavar="what", required=True, parser_class=type(parser))
 
-    def command(name: str, text: str, files: str = "1") -> argparse.ArgumentParser:
+    def command(name: str, text: str, files: str = "1", about: str = FILE_HELP) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("--json", action="store_true", help="print JSON")
         if files == "2":
-            sub.add_argument("before", metavar="BEFORE")
-            sub.add_argument("after", metavar="AFTER")
+            sub.add_argument("before", metavar="BEFORE", help=FILE_HELP)
+            sub.add_argument("after", metavar="AFTER", help="the same")
         else:
-            sub.add_argument("files", metavar="FILE", nargs="+" if files == "+" else 1)
+            sub.add_argument("files", metavar="FILE", nargs="+" if files == "+" else 1, help=about)
         sub.set_defaults(answer=globals()[f"_{name}"])
         return sub
 
     command("show", "what it is, how far it can be trusted, what cost most", "+")
-    command("health", "records, clocks and causality, lane by lane", "+")
+    _top(command("health", "records, clocks and causality; the lanes, those with most trouble first", "+"))
     sub = command("bubbles", "where every worker's time went, in shares", "+")
     sub.add_argument(
         "--by", default="all", choices=("all", "worker", "op", "cause", "family", "cause_family", "layer", "iteration")
@@ -54,8 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = command("export", f"write {', '.join(FORMATS)}, as the suffix of -o says")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
     sub.add_argument("--select", type=int, nargs="*", default=(), metavar="TASK", help="tasks to draw arrows to")
-    sub = command("import", "read another tool's recording into a .mpkprof file")
-    sub.add_argument("--from", dest="format", required=True, choices=tuple(IMPORTS), help="who wrote it")
+    sub = command("import", "read another tool's recording into a .mpkprof file", about="the other tool's file")
+    sub.add_argument(
+        "--from",
+        dest="format",
+        required=True,
+        choices=tuple(IMPORTS),
+        help="what wrote it: FlashInfer's or Mirage's profiler buffer (.npy or bare words), or a JSON trace (Chrome, PyTorch, Perfetto)",
+    )
     sub.add_argument("--names", type=Path, metavar="JSON", help="names of events: a list, or an object by number")
     sub.add_argument("--task-graph", type=Path, metavar="JSON", help="Mirage's task_graph.json")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
@@ -131,6 +147,8 @@ def _show(args: argparse.Namespace) -> int:
             print("\nwhat cost most")
             for sentence in findings["finding"]:
                 print(f"- {sentence}")
+            if findings.empty:
+                print("- nothing that stands out" if profile.n_tasks else "- nothing: no task was recorded")
 
         return data, show
 
@@ -150,7 +168,18 @@ def _health(args: argparse.Namespace) -> int:
         def show() -> None:
             quiet = ("wrapped", "unmatched_begins", "unmatched_ends", "unknown", "backward", "dropped")
             hidden = [c for c in quiet if not lanes[c].any()]
-            _print(lanes[lanes["kept"] > 0].drop(columns=[*hidden, "valid"]))
+            trouble = [
+                "violations",
+                "dropped",
+                "unknown",
+                "backward",
+                "unmatched_begins",
+                "unmatched_ends",
+                "residual_ns",
+            ]
+            used = lanes[lanes["kept"] > 0].sort_values(trouble, ascending=False, kind="stable")
+            _print(_cut(used, args.top).drop(columns=[*hidden, "valid"]))
+            _rest(used, args.top)
             if len(bad):
                 _print(bad, "\nedges that consumers seem to overtake")
             print(f"\n{verdict}")
@@ -162,14 +191,15 @@ def _health(args: argparse.Namespace) -> int:
 
 def _bubbles(args: argparse.Namespace) -> int:
     def make(profile: Profile) -> tuple[Any, Callable[[], None]]:
-        table = _cut(analysis.bubbles(profile, args.by), args.top)
+        whole = analysis.bubbles(profile, args.by)
+        table = _cut(whole, args.top)
 
         def show() -> None:
             if args.by == "all":
                 row = table.iloc[0]
-                whole = max(1, int(row["makespan_ns"]))
+                all_ns = max(1, int(row["makespan_ns"]))
                 shares = [
-                    (name, int(row[name]), f"{100 * row[name] / whole:.1f} %", text) for name, text in CLASSES.items()
+                    (name, int(row[name]), f"{100 * row[name] / all_ns:.1f} %", text) for name, text in CLASSES.items()
                 ]
                 print_table(("class", "ns", "share", "meaning"), [r for r in shares if r[1]])
                 print(
@@ -186,6 +216,7 @@ def _bubbles(args: argparse.Namespace) -> int:
                     if name in shown:
                         shown[name] = _percent(shown[name] / total)
             _print(shown.rename(columns={"makespan_ns": "sum"}))
+            _rest(whole, args.top)
 
         return _rows(table), show
 
@@ -197,18 +228,19 @@ def _blame(args: argparse.Namespace) -> int:
         path = analysis.blame(profile)
         total = max(1, int(path["dur_ns"].sum()))
         if args.path:
-            table = path
+            whole = path
         else:
             column = "family" if args.by == "family" else "op"
             named = path.assign(op=path["op"].astype(object).where(path["op"].notna(), NO_TASK))
             named["family"] = [family(str(op)) for op in named["op"]]
             sums = named.groupby(["segment", column], observed=True)["dur_ns"].agg(["sum", "size"]).reset_index()
-            table = sums.rename(columns={"sum": "dur_ns", "size": "times"}).sort_values("dur_ns", ascending=False)
-            table["share"] = table["dur_ns"] / total
-        table = _cut(table, args.top)
+            whole = sums.rename(columns={"sum": "dur_ns", "size": "times"}).sort_values("dur_ns", ascending=False)
+            whole["share"] = whole["dur_ns"] / total
+        table = _cut(whole, args.top)
 
         def show() -> None:
             _print(table if args.path else table.assign(share=_percent(table["share"])))
+            _rest(whole, args.top)
             by = path.groupby("segment", observed=True)["dur_ns"].sum().sort_values(ascending=False)
             said = ", ".join(f"{name} {100 * ns / total:.1f} %" for name, ns in by.items())
             print(f"\n{total} ± {frames.residual(profile):.0f} ns from first to last: {said}")
@@ -219,11 +251,13 @@ def _blame(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    table = _cut(analysis.diff(open_profile(args.before), open_profile(args.after), by=args.by), args.top)
+    whole = analysis.diff(open_profile(args.before), open_profile(args.after), by=args.by)
+    table = _cut(whole, args.top)
     if args.json:
         print(json.dumps(_rows(table), indent=1))
     else:
         _print(table)
+        _rest(whole, args.top)
     return 0
 
 
@@ -245,7 +279,13 @@ def _import(args: argparse.Namespace) -> int:
         options["task_graph"] = args.task_graph
     profile = IMPORTS[args.format](args.files[0], **options)
     path = profile.save(args.output)
-    print(json.dumps({"path": str(path), "profile": repr(profile)}) if args.json else f"wrote {path}: {profile!r}")
+    left = {key: profile.meta[key] for key in LEFT_OUT if profile.meta.get(key)}
+    if args.json:
+        print(json.dumps({"path": str(path), "profile": repr(profile), **left}))
+        return 0
+    print(f"wrote {path}: {profile!r}")
+    for key, value in left.items():
+        print(f"{value}: {LEFT_OUT[key]}")
     return 0
 
 
@@ -260,3 +300,9 @@ def _read_names(path: Path) -> dict[int, str]:
 
 def _cut(table: pd.DataFrame, top: int) -> pd.DataFrame:
     return table.head(top) if top > 0 else table
+
+
+def _rest(table: pd.DataFrame, top: int) -> None:
+    """Say that there is more than what was printed."""
+    if 0 < top < len(table):
+        print(f"… and {len(table) - top} more rows: --top 0 prints all")

@@ -14,11 +14,12 @@ from mpklab import analysis
 from mpklab.confidence import Interval
 from mpklab.console import print_table
 from mpklab.profile import Profile, open_profile
+from mpklab.profile_cli import FILE_HELP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE is a .mpkprof file or the name of a recording that comes with mpklab."""
-    parser.add_argument("file", metavar="FILE")
+    """FILE is a recording, by its path or its name."""
+    parser.add_argument("file", metavar="FILE", help=FILE_HELP)
     parser.add_argument("--iterations", type=int, metavar="N", help="(default: as many as were run)")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="keep the new recording in this .mpkprof file")
     parser.add_argument("--all", action="store_true", help="also the fields of the stamp that are equal")

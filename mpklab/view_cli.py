@@ -9,11 +9,12 @@ from pathlib import Path
 from mpklab.console import human_bytes
 from mpklab.errors import EnvError, ProfileError
 from mpklab.profile import SUFFIX, open_profile
+from mpklab.profile_cli import FILE_HELP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE is a .mpkprof file or the name of a recording that comes with mpklab."""
-    parser.add_argument("files", metavar="FILE", nargs="+")
+    """FILE is a recording, by its path or its name."""
+    parser.add_argument("files", metavar="FILE", nargs="+", help=FILE_HELP)
     parser.add_argument("--diff", action="store_true", help="two recordings: the second beside the first")
     parser.add_argument("-o", "--output", type=Path, metavar="PAGE.html", help="(default: FILE.html in this folder)")
     parser.add_argument("--no-open", action="store_true", help="write the page, and open no browser")

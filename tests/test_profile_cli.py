@@ -72,6 +72,26 @@ def test_export_writes_what_the_suffix_says(files, capsys):
     assert (folder / "x.pftrace").stat().st_size > 500 and "wrote" in capsys.readouterr().out
 
 
+def test_a_table_that_is_cut_says_so(capsys):
+    assert run("health", "h200-qwen3-0.6b", "--top", "3") == 0
+    said = capsys.readouterr().out
+    assert "… and 261 more rows: --top 0 prints all" in said and len(said.splitlines()) < 9
+    assert run("diff", "h200-qwen3-0.6b", "h200-qwen3-0.6b", "--top", "0") == 0
+    assert "more rows" not in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_recording_s_is_answered_with_those_that_are():
+    with pytest.raises(ProfileError, match=r"neither a file nor a recording's name; .*h200-qwen3-8b"):
+        run("show", "h200-qwen")
+
+
+def test_an_import_says_what_it_left_out(tmp_path, capsys):
+    events = [{"ph": "X", "ts": 0, "dur": 1, "name": "a"}, {"ph": "X", "ts": "?", "name": "b"}]
+    (tmp_path / "t.json").write_text(json.dumps(events))
+    assert run("import", tmp_path / "t.json", "--from", "chrome", "-o", tmp_path / "t") == 0
+    assert "1: events that could not be read" in capsys.readouterr().out
+
+
 def test_import_reads_what_other_tools_wrote(files, capsys):
     (one, _), folder = files
     assert run("export", one, "-o", folder / "x.json") == 0
