@@ -133,27 +133,31 @@ import mpklab as mk
 graph = mk.models.random("tiny", weights=False).decode_graph(context=64)
 study = mk.Study(sys.argv[1])
 study.sweep(graph, machine=mk.Machine.cpu(2), policy=["locality", "zigzag", "round_robin"], workers=[1, 2], rounds=25,
-            iterations=2, report=lambda done, total, row: print(done, flush=True))
+            iterations=2, report=lambda done, total, row: print(done, flush=True) or done % 10 or sys.stdin.readline())
 """
 
 
 def test_a_killed_sweep_goes_on_where_it_was(study: mk.Study) -> None:
-    """kill -9 at three moments; what was told stands, nothing is made twice."""
+    """kill -9 at three moments; what was told stands, nothing is made twice. The sweep is let on every ten rows, so that it
+    cannot end before it is killed."""
     command = [sys.executable, "-c", SWEEP, str(study.folder)]
     told = 0
-    for stop in (3, 40, 90):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
+    for stop in (3, 43, 93):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdin is not None
         for line in process.stdout:
             told = int(line)
             if told >= stop:
                 os.kill(process.pid, signal.SIGKILL)
                 break
+            if told % 10 == 0:
+                print(file=process.stdin, flush=True)
         process.wait()
         process.stdout.close()
+        process.stdin.close()
         assert process.returncode == -signal.SIGKILL
         assert len(study.frame) >= told >= stop
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
     table = study.frame
     assert len(table) == 150
     assert (table.groupby("config")["round"].apply(sorted).apply(tuple) == tuple(range(25))).all()
