@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from mpklab.models.tokenizer import Tokenizer
 
 # Whose forward() does what a configuration says.
-KNOWN_CODE = ("transformers.models.", "transformers.modeling_layers", "transformers.activations", "torch.nn.")
+KNOWN_CODE = (
+    "transformers.models.", "transformers.modeling_layers", "transformers.activations", "transformers.pytorch_utils",
+    "torch.nn.",
+)  # fmt: skip
 KNOWN_HOOKS = ("transformers.", "torch.")  # that only look
 ALIGNMENT_BYTES = 16  # of what a GPU's bulk copies read
 
