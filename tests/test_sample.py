@@ -312,6 +312,10 @@ def test_repetition_is_penalised_as_in_transformers(kernel: Kernel) -> None:
         ({"temperature": float("nan")}, "temperature must be"),
         ({"temperature": 1e-6}, "temperature must be 0 or at least 0.0001"),
         ({"temperature": "hot"}, "temperature must be"),
+        ({"temperature": None}, "temperature must be"),
+        ({"temperature": 1e39}, "temperature must be"),
+        ({"temperature": 1, "top_p": 1e-50}, "top_p must be above 0 and at most 1, for all tokens; it is 1e-50"),
+        ({"repetition_penalty": 1e-50}, "repetition_penalty must be a positive number"),
         ({"temperature": 1, "top_k": 2.5}, "top_k must be a whole number, not 2.5"),
         ({"temperature": 1, "top_k": -1}, "top_k must be a whole number, 0 for all tokens"),
         ({"temperature": 1, "top_p": 0}, "top_p must be above 0"),
@@ -340,6 +344,46 @@ def test_rules_are_float32_whatever_torch_s_default_is(kernel: Kernel) -> None:
         assert kernel.generate(PROMPT, 10, **WARM).tokens == expected
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_filters_that_take_nothing_away(kernel: Kernel) -> None:
+    """A top_k as large as the vocabulary or larger, and thresholds next to their limits: the tokens of no filter."""
+    expected = kernel.generate(PROMPT, 15, temperature=1.0, seed=3).tokens
+    vocab = kernel.model.config.vocab
+    for rules in (
+        {"top_k": vocab},
+        {"top_k": 10**6},
+        {"top_p": 1 - 1e-9},
+        {"top_p": 1},
+        {"min_p": 1e-50},
+        {"min_p": 0},
+    ):
+        assert kernel.generate(PROMPT, 15, temperature=1.0, seed=3, **rules).tokens == expected
+    assert kernel.generate(PROMPT, 15, temperature=1e30, seed=3).tokens != expected  # all alike, and drawn all the same
+
+
+@pytest.mark.parametrize("seed", [3, -2, 1 << 63], ids=str)
+def test_numbers_of_other_libraries_are_numbers(kernel: Kernel, seed: int) -> None:
+    expected = kernel.generate(PROMPT, 5, temperature=0.9, top_k=50, seed=seed).tokens
+    theirs = np.uint64(seed) if seed > 0 else np.int64(seed)
+    given: dict[str, Any] = {"temperature": np.float64(0.9), "top_k": np.int32(50), "seed": theirs}
+    assert kernel.generate(PROMPT, 5, **given).tokens == expected
+    assert str(Sampling(**given)) == str(Sampling(temperature=0.9, top_k=50, seed=seed))
+    given = {"temperature": torch.tensor(0.9, dtype=torch.float64), "top_k": torch.tensor(50)}
+    assert Sampling(**given) == Sampling(temperature=0.9, top_k=50)
+
+
+def test_a_request_does_not_depend_on_its_neighbours(kernel: Kernel) -> None:
+    """In a batch a request is its place, its prompt and the seed: not what else is decoded, nor for how long."""
+    graph = kernel.model.decode_graph(context=tiny.CONTEXT, batch=Dim("batch", max=3))
+    batched = build(assign(lower(graph, Machine.cpu(2))), weights=kernel.model)
+    first = batched.generate_batch([PROMPT, [9], [30, 31]], 15, **WARM)
+    second = batched.generate_batch([[1, 2], [9], PROMPT[::-1]], [4, 15, 20], **WARM)
+    assert first[1].tokens == second[1].tokens
+    penalised = batched.generate_batch([PROMPT, [9, 9, 31]], 15, repetition_penalty=1.5)
+    for prompt, made in zip((PROMPT, [9, 9, 31]), penalised, strict=True):  # each for its own tokens
+        assert made.tokens == kernel.generate(prompt, 15, repetition_penalty=1.5).tokens
+    assert first[2].tokens != batched.generate_batch([[30, 31]], 15, **WARM)[0].tokens  # another place draws anew
 
 
 def test_seeds_of_64_bits() -> None:

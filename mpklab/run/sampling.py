@@ -40,7 +40,6 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = {name: _whole(name, getattr(self, name)) for name in ("top_k", "seed")}
         for name, least, most, says in (
             ("temperature", 0.0, math.inf, "0 for the likeliest token, or a positive number"),
             ("top_k", 0, (1 << 24) - 1, "a whole number, 0 for all tokens"),
@@ -49,13 +48,16 @@ class Sampling:
             ("repetition_penalty", 0.0, math.inf, "a positive number, 1 for none"),
             ("seed", -(1 << 63), (1 << 64) - 1, "a whole number of 64 bits"),
         ):
-            value = whole.get(name, getattr(self, name))
+            given = getattr(self, name)
             try:
-                fits = least <= value <= most and not math.isinf(value)
-            except TypeError:
+                value = _whole(name, given) if name in ("top_k", "seed") else float(given)
+                kept = value if name == "seed" else _as_float32(value)  # what the kernel reads
+                fits = least <= value <= most and not math.isinf(kept)
+            except (TypeError, ValueError):
                 fits = False
-            if not fits or (value == 0 and name in ("top_p", "repetition_penalty")):
-                raise RunError(f"{name} must be {says}; it is {value!r}")
+            if not fits or (kept == 0 and name in ("top_p", "repetition_penalty")):
+                raise RunError(f"{name} must be {says}; it is {given!r}")
+            object.__setattr__(self, name, value)  # a plain number, whatever stood for it
         if 0 < self.temperature < COLDEST:
             raise RunError(f"temperature must be 0 or at least {COLDEST:g}, not {self.temperature:g}")
         for field in fields(self):
@@ -90,6 +92,11 @@ def _whole(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise RunError(f"{name} must be a whole number, not {value!r}") from None
+
+
+def _as_float32(value: float) -> float:
+    """The number that float32 holds instead: 0 and infinity beyond what it can."""
+    return float(torch.tensor(value, dtype=torch.float64).float())
 
 
 def draws(graph: Graph) -> bool:
