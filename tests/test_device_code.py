@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,9 @@ TINY = Config("tiny", 1024, 512, 2, 8, 4, 64, 1024, qk_norm=True, max_position=5
 MODES: list[dict] = [{}, {"mode": "dynamic"}]
 
 
-def source(choice: dict, batch: int = 1) -> str:
-    graph = mk.models.decode_graph(TINY, batch=batch, context=256)
-    return mk.emit(mk.assign(mk.lower(graph, mk.Machine.named("h200")), **choice)).text
+def source(choice: dict, level: int = 0) -> str:
+    graph = mk.models.decode_graph(TINY, context=256)
+    return mk.emit(mk.assign(mk.lower(graph, mk.Machine.named("h200")), **choice), level).text
 
 
 def compiler() -> str:
@@ -35,16 +36,45 @@ def compiler() -> str:
         pytest.skip("needs NVRTC or nvcc")
 
 
-def ptx_of(text: str, folder: Path) -> str:
-    which = compiler()
+def machine_code(text: str, folder: Path) -> dict[str, bytes]:
+    """The machine code of every section of instructions; kernel.ptx is left in the folder."""
+    folder.mkdir(exist_ok=True)
     (folder / "kernel.cu").write_text(text)
-    if which == "nvrtc":
-        device.compile_cubin(text, "sm_90a", which, folder)
-    else:
+    which = compiler()
+    if which == "nvcc":
         options = ["-arch=sm_90a", "-std=c++20", "-O3", f"-I{env.csrc_folder() / 'include'}", "-ptx"]
         line = [str(env.nvcc_path()), *options, str(folder / "kernel.cu"), "-o", str(folder / "kernel.ptx")]
         subprocess.run(line, check=True, capture_output=True)
-    return (folder / "kernel.ptx").read_text()
+    return dict(code(device.compile_cubin(text, "sm_90a", which, folder)[0]))
+
+
+def code(cubin: bytes) -> Iterator[tuple[str, bytes]]:
+    """What an ELF file holds: name and bytes of every section of instructions."""
+    (offset,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", cubin, offset + i * size) for i in range(count)]
+    for name, _, _, _, at, length, *_ in headers:
+        where = headers[names][4] + name
+        text = cubin[where : cubin.index(b"\0", where)].decode()
+        if text.startswith(".text"):
+            yield text, cubin[at : at + length]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A kernel that does not record, compiled once for all that is asked of it."""
+
+    choice: dict
+    text: str
+    ptx: str
+    code: dict[str, bytes]
+
+
+@pytest.fixture(scope="module", params=MODES, ids=str)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder, text = tmp_path_factory.mktemp("made"), source(request.param)
+    found = machine_code(text, folder)
+    return Made(request.param, text, (folder / "kernel.ptx").read_text(), found)
 
 
 # --- proxy fences ------------------------------------------------------------------------------------------------------
@@ -94,14 +124,12 @@ def unfenced(ptx: str) -> tuple[int, list[str]]:
     return len(copies), sorted(found)
 
 
-@pytest.mark.parametrize("choice", MODES, ids=str)
-def test_bulk_loads_of_what_tasks_wrote_follow_a_fence(choice: dict, tmp_path: Path) -> None:
+def test_bulk_loads_of_what_tasks_wrote_follow_a_fence(made: Made) -> None:
     """Generic writes, acquired from another SM, are seen by the copy engine only behind a proxy fence."""
-    ptx = ptx_of(source(choice), tmp_path)
-    count, late = unfenced(ptx)
+    count, late = unfenced(made.ptx)
     assert count >= 2, "the check no longer finds attention's loads of keys and values"
     assert not late, late
-    without = re.sub(r"fence\.proxy\.async[^;]*;", "", ptx)
+    without = re.sub(r"fence\.proxy\.async[^;]*;", "", made.ptx)
     assert len(unfenced(without)[1]) >= 2, "the check finds nothing, whatever it is given"
 
 
@@ -121,37 +149,18 @@ def stripped(folder: Path) -> int:
     return calls
 
 
-def code(cubin: bytes) -> Iterator[tuple[str, bytes]]:
-    """The machine code in an ELF file: name and bytes of every section of instructions."""
-    (offset,) = struct.unpack_from("<Q", cubin, 40)
-    size, count, names = struct.unpack_from("<HHH", cubin, 58)
-    headers = [struct.unpack_from("<IIQQQQIIQQ", cubin, offset + i * size) for i in range(count)]
-    for name, _, _, _, at, length, *_ in headers:
-        where = headers[names][4] + name
-        text = cubin[where : cubin.index(b"\0", where)].decode()
-        if text.startswith(".text"):
-            yield text, cubin[at : at + length]
-
-
-def machine_code(text: str, include: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    folder.mkdir()
-    monkeypatch.setattr(env, "csrc_folder", lambda: include.parent)
-    (folder / "kernel.cu").write_text(text)
-    return dict(code(device.compile_cubin(text, "sm_90a", compiler(), folder)[0]))
-
-
-@pytest.mark.parametrize("choice", MODES, ids=str)
 def test_level_0_is_the_code_of_sources_without_records(
-    choice: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What does not record carries no instruction of it: byte for byte what a script's copy without the calls gives."""
-    text, here = source(choice), env.csrc_folder() / "include"
     calls = stripped(tmp_path)
     assert calls > 20, "the script no longer finds the calls"
-    with_calls = machine_code(text, here, tmp_path / "a", monkeypatch)
-    without = machine_code(text, tmp_path / "include", tmp_path / "b", monkeypatch)
-    assert with_calls == without and len(with_calls[".text.mpk_kernel"]) > 10_000
-    recording = mk.emit(
-        mk.assign(mk.lower(mk.models.decode_graph(TINY, context=256), mk.Machine.named("h200")), **choice), 2
-    ).text
-    assert machine_code(recording, here, tmp_path / "c", monkeypatch) != with_calls
+    with monkeypatch.context() as patch:
+        patch.setattr(env, "csrc_folder", lambda: tmp_path)
+        without = machine_code(made.text, tmp_path / "without")
+    assert made.code == without and len(made.code[".text.mpk_kernel"]) > 10_000
+
+
+@pytest.mark.parametrize("made", MODES[:1], indirect=True, ids=str)
+def test_what_records_is_other_code(made: Made, tmp_path: Path) -> None:
+    assert machine_code(source(made.choice, level=2), tmp_path / "recording") != made.code

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import mpklab as mk
-from mpklab.models.catalog import SHIPPED
 
 STEPS = 10_000
 PROMPT = [5, 17, 300, 4, 99]
@@ -92,8 +91,6 @@ def test_ctrl_c_stops_the_kernel_and_leaves_the_device_well(model: Any) -> None:
 
 def test_a_real_model_says_what_transformers_says() -> None:
     """SmolLM2 with its real weights, bf16: twenty tokens of three prompts are transformers' own, but for ties."""
-    if "smollm2-135m" not in SHIPPED:
-        pytest.skip("no shipped model")
     try:
         real = mk.models.load("smollm2-135m")
     except mk.errors.MpkError as error:

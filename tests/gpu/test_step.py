@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from typing import Any
 
 import pytest
@@ -113,10 +112,8 @@ def test_a_lost_signal_is_told_and_the_device_goes_on(kernel: Any) -> None:
     expected = after_steps(kernel)
     session = start(kernel, 1, CONTEXT, 40)
     lost = len(kernel.schedule.tasks) // 2
-    begin = time.perf_counter()
     with pytest.raises(DeadlockError):
         step(kernel, session, 300, steps=6, drop_signals=lost, wait_limit_s=0.5)
-    assert time.perf_counter() - begin < 2.0
     assert_same(after_steps(kernel), expected)
 
 
