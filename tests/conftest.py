@@ -15,6 +15,8 @@ GPU_FOLDER = ROOT / "tests" / "gpu"
 # Kernels compiled by tests stay out of the user's cache; keyed by content, they may serve the next run.
 os.environ.setdefault("MPKLAB_CACHE", str(ROOT / ".cache" / "tests"))
 os.environ.setdefault("MPKLAB_PROGRESS", "0")
+# Tests run beside each other on few cores: torch's threads would wait for one another at every small product, burning both.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test may reach for a model hub: everything comes from installed packages or is made up on the spot.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # A shell starts what it puts into the background deaf to Ctrl-C, which some tests press and then wait for.

@@ -173,9 +173,12 @@ def test_parity_answers_slips(arguments: list[str], says: str, capsys: pytest.Ca
 # --- bench cpu ---
 
 
-def test_bench_cpu_measures_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_cpu_measures_in_turns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A small model, without what takes minutes: every contender has a sample a round, and the table says where."""
     pytest.importorskip("transformers")
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # it would last
     file = tmp_path / "cpu.json"
     arguments = ["--model", "tiny", "--workers", "2", "--prompt", "8", "--tokens", "4", "--rounds", "3"]
     assert cli.main(["bench", "cpu", *arguments, "--no-compile", "--batch", "--json", str(file)]) == 0
