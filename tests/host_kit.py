@@ -54,6 +54,18 @@ def entry_source(variants: Sequence[str], extra: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
+def device_source(variants: Sequence[str], warps: int, level: int = 0) -> str:
+    """The same for a CUDA kernel of so many consumer warps."""
+    lines = ['#include "mpklab/device/worker.cuh"']
+    lines += [f'#include "mpklab/ops/{name}.cuh"' for name in OPERATORS]
+    lines += ["using namespace mpk;", "using namespace mpk::ops;"]
+    lines += [f"using Kernel = Variants<{', '.join(variants)}>;"]
+    lines += [f'extern "C" __global__ void __launch_bounds__(mpk::threads<{warps}>(), 1)']
+    lines += ["mpk_kernel(const __grid_constant__ mpk::Launch launch) {"]
+    lines += [f"  mpk::run_device<Kernel, {level}, {warps}, 32768, 6, 2, 0>(launch);", "}"]
+    return "\n".join(lines) + "\n"
+
+
 def compile_source(source: str | Path, target: Path, *flags: str) -> Path:
     if isinstance(source, str):
         path = target.with_suffix(".cpp")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from host_kit import OPERATORS, Packed
+from host_kit import Packed, device_source
 
 from mpklab import device
 from mpklab.run.session import Memory
@@ -15,16 +15,13 @@ from mpklab.run.session import Memory
 class DeviceLibrary:
     """A kernel of the given operator variants."""
 
+    device = "cuda"
+
     def __init__(self, folder: Path, variants: Sequence[str], warps: int, level: int = 0) -> None:
-        lines = ['#include "mpklab/device/worker.cuh"']
-        lines += [f'#include "mpklab/ops/{name}.cuh"' for name in OPERATORS]
-        lines += ["using namespace mpk;", "using namespace mpk::ops;"]
-        lines += [f"using Kernel = Variants<{', '.join(variants)}>;"]
-        lines += [f'extern "C" __global__ void __launch_bounds__(mpk::threads<{warps}>(), 1)']
-        lines += ["mpk_kernel(const __grid_constant__ mpk::Launch launch) {"]
-        lines += [f"  mpk::run_device<Kernel, {level}, {warps}, 32768, 6, 2, 0>(launch);", "}"]
         folder.mkdir(parents=True, exist_ok=True)
-        cubin, self.log = device.compile_cubin("\n".join(lines) + "\n", device.architecture(), "nvrtc", folder)
+        cubin, self.log = device.compile_cubin(
+            device_source(variants, warps, level), device.architecture(), "nvrtc", folder
+        )
         self.file = folder / "kernel.cubin"
         self.file.write_bytes(cubin)
         self.settings = {"page_bytes": 32768, "pages": 6, "consumer_warps": warps}

@@ -1,0 +1,179 @@
+"""The CUDA backend without a GPU: its operators and its whole kernel on emulated blocks (see emulator/cuda.hpp).
+
+A fast part runs always; MPKLAB_TEST_FULL=1 runs every operator case, every mode and more orders of execution.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import test_host_ops as host
+import torch
+from emulator import kit
+from emulator.kit import EmulatedLibrary, emulated
+from operator_cases import GROUPS, hold, hold_rows_to_no_tile
+
+import mpklab as mk
+from mpklab.errors import DeadlockError
+
+if kit.why_not():
+    pytest.skip(str(kit.why_not()), allow_module_level=True)
+
+FULL = os.environ.get("MPKLAB_TEST_FULL") == "1"
+SKIPPED = [pytest.param(None, id="all", marks=pytest.mark.skip("MPKLAB_TEST_FULL=1 runs these"))]
+
+# --- operators ---
+
+# A linear's three ways with each epilogue, attention by tensor cores and without, both caches' orders, drawing.
+FAST = [
+    ("tuned", "linear-90x1024-1of1-none-norm-segments"),
+    ("tuned", "linear-70x2048-1of1-residual-splits8"),
+    ("tuned", "linear-70x1024-5of8-silu_mul-norm"),
+    ("bfloat16", "linear-203x48-3of3-none-norm-parts4"),
+    ("tuned", "attention-16of8x128-at400-splits1-norm-torch.bfloat16-grouped-rows_first"),
+    ("tuned", "attention-8of2x64-at200-splits8-torch.bfloat16-rows_first"),
+    ("float32", "attention-4of2x12-at39-splits3"),
+    ("bfloat16", "embedding-5x64"),
+    ("bfloat16", "argmax_partial-91"),
+    ("bfloat16", "sample_partial-1203"),
+    ("bfloat16", "sample_reduce-3001"),
+]
+TOGETHER = 6  # variants of one library
+
+
+def number_of(group: str, name: str) -> int:
+    return next(i for i, case in enumerate(GROUPS[group]) if case.name.startswith(name))
+
+
+CHOSEN = [(group, number_of(group, name)) for group, name in FAST]
+
+
+@pytest.fixture(scope="module")
+def chosen() -> EmulatedLibrary:
+    return EmulatedLibrary([GROUPS[group][i].variant for group, i in CHOSEN], 8)
+
+
+@pytest.mark.parametrize("at", range(len(FAST)), ids=[name for _, name in FAST])
+def test_operator(chosen: EmulatedLibrary, at: int) -> None:
+    group, number = CHOSEN[at]
+    hold(chosen, at, GROUPS[group][number])
+
+
+def test_rows_of_a_linear_do_not_depend_on_the_tile(chosen: EmulatedLibrary) -> None:
+    g = torch.Generator().manual_seed(1)
+    for at, (group, number) in enumerate(CHOSEN):
+        case = GROUPS[group][number]
+        if case.name.startswith("linear") and "parts" not in case.name:
+            hold_rows_to_no_tile(chosen, at, case, host.cuts(g, case.outputs[2].shape[1], 3))
+
+
+EVERY = [(group, first, warps, bulk) for bulk in (1, 0) for warps in (8, 16) for group, cases in GROUPS.items()
+         for first in range(0, len(cases), TOGETHER)]  # fmt: skip
+
+
+@pytest.mark.parametrize("some", EVERY if FULL else SKIPPED, ids=str)
+def test_every_operator(some: tuple[str, int, int, int]) -> None:
+    """With 8 and 16 consumer warps, and with the copies of sm_90 and of what came before."""
+    group, first, warps, bulk = some
+    cases = GROUPS[group][first : first + TOGETHER]
+    library = EmulatedLibrary([case.variant for case in cases], warps, f"-DMPK_BULK={bulk}")
+    for at, case in enumerate(cases):
+        hold(library, at, case)
+
+
+# --- a whole decode step ---
+
+SIZES = {"vocab": 203, "hidden": 128, "heads": 4, "kv_heads": 2, "head_dim": 32, "intermediate": 192, "eos": ()}
+MODEL = mk.models.random("tiny", seed=3, qk_norm=True, **SIZES)
+PROMPT, NEW, BLOCKS = [5, 9, 100, 17], 6, 3
+
+
+def schedule(batch: Any = 1, blocks: int = BLOCKS, handoff: Any = "counter", **choice: Any) -> Any:
+    tasks = mk.lower(MODEL.decode_graph(batch=batch, context=64), mk.Machine.named("h200", blocks), handoff=handoff)
+    return mk.assign(tasks, **choice)
+
+
+def after(kernel: Any, level: int = 0, new: int = NEW) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """The tokens of a prompt, and all that the run leaves."""
+    session = kernel.open_session()
+    tokens = kernel.generate(PROMPT, new, session=session, profile=level).tokens
+    kept = [name for name, t in kernel.graph.tensors.items() if t.role in ("state", "output")]
+    return tokens, {name: session.tensors[name] for name in kept}
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert found[0] == expected[0]
+    for name, value in expected[1].items():
+        assert found[1][name].contiguous().view(torch.uint8).equal(value.contiguous().view(torch.uint8)), name
+
+
+@pytest.fixture(scope="module")
+def expected() -> Any:
+    """What static queues and counters give, close to the CPU backend."""
+    cpu = after(mk.build(mk.assign(mk.lower(MODEL.decode_graph(context=64), mk.Machine.cpu(2))), weights=MODEL))
+    found = after(emulated(schedule(), MODEL))
+    assert found[0] == cpu[0] and len(set(found[0])) > 2
+    logits, right = found[1]["logits"].double(), cpu[1]["logits"].double()
+    assert float((logits - right).norm() / right.norm()) < 2.0**-6
+    return found
+
+
+@pytest.mark.parametrize("seed", range(1, 20 if FULL else 4))
+def test_static_queues_in_any_order(expected: Any, seed: int) -> None:
+    assert_same(after(emulated(schedule(), MODEL, seed=seed)), expected)
+
+
+@pytest.mark.parametrize("seed", range(20 if FULL else 3))
+def test_words_give_the_bits_of_counters(expected: Any, seed: int) -> None:
+    by_words = schedule(handoff="data")
+    assert "layer0.qkv_proj" in by_words.handed
+    assert_same(after(emulated(by_words, MODEL, seed=seed)), expected)
+
+
+def test_words_without_loading_ahead(expected: Any) -> None:
+    assert_same(after(emulated(schedule(handoff="data"), MODEL, prefetch=False)), expected)
+
+
+def test_recorded_words_change_no_bit(expected: Any) -> None:
+    kernel = emulated(schedule(handoff="data"), MODEL)
+    assert_same(after(kernel, 2), expected)
+    spans = kernel.last_profile.spans()
+    assert (spans["phase"] == "execute").sum() == NEW * len(kernel.schedule.tasks)
+    assert not spans["truncated"].any()
+
+
+DYNAMIC: list[dict[str, Any]] = [
+    {"mode": "dynamic", "policy": "per_worker", "early_push": True, "pop_ahead": 3},
+    {"mode": "hybrid", "dynamic": ("attention",)},
+    {"mode": "dynamic"},
+    {"mode": "dynamic", "pop_ahead": 0},
+    {"mode": "dynamic", "early_push": True},
+    {"mode": "dynamic", "priority": "critical_path"},
+    {"mode": "hybrid", "dynamic": ("attention", "advance"), "early_push": True},
+    {"mode": "hybrid", "dynamic": ("linear",), "pool": "per_worker"},
+]
+
+
+@pytest.mark.parametrize("choice", DYNAMIC if FULL else DYNAMIC[:2], ids=str)
+def test_pools_give_the_bits_of_queues(expected: Any, choice: dict[str, Any]) -> None:
+    for seed in range(5 if FULL else 2):
+        assert_same(after(emulated(schedule(**choice), MODEL, seed=seed)), expected)
+
+
+def test_a_lost_signal_is_told() -> None:
+    kernel = emulated(schedule(), MODEL)
+    session = kernel.open_session()
+    kernel._place(session, 0, PROMPT, 8)
+    with pytest.raises(DeadlockError, match=r"layer1\.o_proj"):
+        session.launch(4, drop_signals=int(kernel.schedule.tasks.tasks_of("layer1.o_proj")[1]), wait_limit_s=0.01)
+
+
+def test_lost_words_are_told_by_their_task() -> None:
+    kernel = emulated(schedule(handoff="data"), MODEL)
+    session = kernel.open_session()
+    kernel._place(session, 0, PROMPT, 8)
+    lost = int(kernel.schedule.tasks.tasks_of("layer1.qkv_proj")[2])
+    with pytest.raises(DeadlockError, match=r"first that is late is event \d+ of layer1.qkv_proj"):
+        session.launch(4, drop_signals=lost, wait_limit_s=0.05)
