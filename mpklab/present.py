@@ -95,7 +95,7 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _graph_picture(value: Any) -> str:
     svg: str = import_module("mpklab.widgets.operator_graph").operator_graph(value)
-    return f'<div style="overflow:auto;max-height:40em">{svg}</div>'
+    return f'<div style="overflow:auto;max-height:40em;border:1px solid #8884;border-radius:4px">{svg}</div>'
 
 
 def schedule_dag(schedule: Any, **options: Any) -> Any:

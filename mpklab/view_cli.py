@@ -6,6 +6,7 @@ import argparse
 import webbrowser
 from pathlib import Path
 
+from mpklab import analysis
 from mpklab.console import human_bytes
 from mpklab.errors import EnvError, ProfileError
 from mpklab.profile import SUFFIX, open_profile
@@ -33,7 +34,12 @@ def main(args: argparse.Namespace) -> int:
 
     stems = [Path(name).name.removesuffix(SUFFIX) for name in args.files]  # a recording's name may hold a dot
     title = " and ".join(stems)
-    shown = Studio(profiles[0], other=profiles[1], title=title) if args.diff else Studio(profiles[0], title=title)
+    if args.diff:
+        shown = Studio(profiles[0], other=profiles[1], title=title)
+    else:
+        # Where no edges are known, nothing says what a gap between two spans was for.
+        cost = list(analysis.explain(profiles[0])["finding"][:1]) if profiles[0].edges else []
+        shown = Studio(profiles[0], title=title, notes=[f"What cost most: {finding}" for finding in cost])
     page = args.output or Path("-".join(stems) + ".html")
     try:
         shown.to_html(page)

@@ -9,7 +9,10 @@ import pytest
 
 import mpklab as mk
 from mpklab import cli, env, view_cli
+from mpklab.imports import from_chrome
+from mpklab.profile import recording
 from mpklab.timing import Prepared
+from mpklab.widgets.studio import Studio
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,6 +50,21 @@ def test_a_recording_becomes_a_page_that_opens(file: Path, opened: list[str], tm
     assert "default-src 'none'" in page.read_text() and "<title>small</title>" in page.read_text()
     assert cli.main(["view", str(file), "-o", "other.html", "--no-open"]) == 0
     assert len(opened) == 1 and (tmp_path / "other.html").stat().st_size > 20_000
+
+
+def test_the_page_begins_with_what_cost_most(opened: list[str], monkeypatch) -> None:
+    notes: list[list[str]] = []
+    monkeypatch.setattr(Studio, "to_html", lambda self, page: (notes.append(self.notes), page.touch()))
+    assert cli.main(["view", "cpu-smollm2-135m", "--no-open"]) == 0
+    assert notes[0][-1] == "What cost most: " + recording("cpu-smollm2-135m").explain()["finding"].iloc[0]
+
+
+def test_a_recording_without_edges_shows_what_it_has() -> None:
+    """Neither operators beside each other, nor tasks that are all ready from the start, nor causes of gaps."""
+    events = [{"ph": "X", "ts": t, "dur": 1, "name": "ab"[t % 2], "tid": 0} for t in range(9)]
+    shown = Studio(from_chrome({"traceEvents": events}))
+    assert shown.graph is None and shown.dag is not None and shown.timeline is not None
+    assert not [name for name in shown.timeline.lanes.columns if "ready" in name]
 
 
 def test_two_recordings_make_one_page(file: Path, opened: list[str], tmp_path: Path) -> None:

@@ -433,6 +433,14 @@ def test_identical_layers_fold_and_others_do_not() -> None:
     assert "next layer" not in {line.later for line in flat.drawing.lines}
 
 
+@pytest.mark.parametrize("engine", ["own", "dot"])
+def test_no_box_lies_over_the_title_of_its_layers(engine: str) -> None:
+    placed = graph_view(model_graph(), engine=engine).drawing
+    (cluster,) = placed.clusters
+    highest = min(placed.boxes[member].y for member in cluster.members) - drawing.HIGH / 2
+    assert highest - cluster.box[1] >= 20  # the title's baseline lies 13 below the top
+
+
 def test_own_layout_puts_readers_below_writers() -> None:
     placed = graph_view(model_graph(), engine="own").drawing
     for line in placed.lines:

@@ -28,6 +28,7 @@ NO_OPERATORS = "No operators: the graph is empty."
 HIGH = 40.0  # of a box, in pixels
 CHARACTER = 6.6  # width of one, near enough for box sizes
 RANK_GAP, NODE_GAP, MARGIN = 46.0, 18.0, 14.0
+TITLE = 8.0  # what a cluster's title needs beyond the margin that dot leaves
 MOST_NAME = 25  # characters on a box
 DOT_SECONDS = 10
 MOST_FOR_DOT = 1500  # boxes; beyond it dot takes too long
@@ -291,6 +292,7 @@ def _place_by_dot(drawing: Drawing, program: str) -> Drawing:
         elif re.fullmatch(r"cluster_\d+", thing["name"]):
             k = int(thing["name"][8:])
             x0, y0, x1, y1 = (float(v) for v in thing["bb"].split(","))
+            y1 += TITLE
             clusters[k] = replace(clusters[k], box=(x0 - left + MARGIN, top - y1 + MARGIN, x1 - x0, y1 - y0))
     lines = list(drawing.lines)
     for edge in told.get("edges", ()):

@@ -44,7 +44,9 @@ def profile_timeline(profile: Any, other: Any = None, **options: Any) -> Timelin
         "bounds": bounds_of(profile),
         "other_bounds": {} if other is None else bounds_of(other),
         "classes": {"class": union_categoricals(list(idle)), "waits for": union_categoricals(list(cause))},
-        "ready_ns": np.concatenate([ready_times(run, frame) for run, frame in zip(runs, spans, strict=True)]),
+        "ready_ns": np.concatenate([ready_times(run, frame) for run, frame in zip(runs, spans, strict=True)])
+        if any(run.edges for run in runs)
+        else None,
     }
     return timeline(*spans, **{**known, **options})
 
@@ -110,8 +112,11 @@ def idle_classes(profile: Any, spans: pd.DataFrame) -> tuple[Any, Any]:
 
 
 def ready_times(profile: Any, spans: pd.DataFrame) -> NDArray[np.float64]:
-    """For every span of execution when its task's last event had happened, in nanoseconds; NaN where that is not known."""
+    """For every span of execution when its task's last event had happened, in nanoseconds; NaN where that is not known,
+    as in a recording that has no edges."""
     found = np.full(len(spans), np.nan)
+    if not profile.edges:
+        return found
     rank, task = spans["rank"].to_numpy(np.int64), spans["task"].to_numpy(np.int64)
     iteration = spans["iteration"].to_numpy(np.int64)
     execute = np.asarray(spans["phase"] == "execute") & (task >= 0) & (task < profile.n_tasks)

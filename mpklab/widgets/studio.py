@@ -116,7 +116,7 @@ class Studio(View):
         if graph is None:
             graph = getattr(tasks, "graph", None) or (schedule.tasks.graph if schedule is not None else None)
         if table is not None and (graph is None or len(graph.operators) != len(table.names)):
-            graph = graph_of(table, "operators")
+            graph = graph_of(table, "operators") if table.edges else None
         self.dag: TaskDag | None = None
         self.graph: OperatorGraph | None = None
         self.source: tuple[dict[str, Any], dict[str, Column]] | None = None
