@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from mpklab.device import Grid
 from mpklab.errors import BuildError
 from mpklab.ops import REGISTRY
 from mpklab.schedule import ITERATION, Schedule
+from mpklab.tasks.settings import DEFAULTS
 
 Table = npt.NDArray[np.void]
 
@@ -119,16 +120,9 @@ def _host_entry() -> list[str]:
     ]
 
 
-# What a CUDA kernel is made with unless the plan says otherwise; measured on one H200 (profiles/LOG.md).
-DEVICE_SETTINGS = {"consumer_warps": 8, "page_bytes": 32768, "pages": 6, "in_flight": 2, "l2_bytes": 0}
-
-
-def device_settings(settings: Any) -> dict[str, int]:
+def device_settings(settings: Mapping[str, int]) -> dict[str, int]:
     """The kernel settings of a plan, with what it leaves open filled in."""
-    unknown = set(settings) - set(DEVICE_SETTINGS)
-    if unknown:
-        raise BuildError(f"unknown kernel settings {sorted(unknown)}: known are {sorted(DEVICE_SETTINGS)}")
-    return {**DEVICE_SETTINGS, **settings}
+    return {**DEFAULTS, **settings}
 
 
 def _device_entry(schedule: Schedule, level: int) -> list[str]:

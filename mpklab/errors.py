@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import linecache
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 PACKAGE = Path(__file__).resolve().parent
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class MpkError(Exception):
@@ -83,6 +89,36 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     return f"known: {', '.join(names)}"
+
+
+def known_keywords(function: Callable[..., object]) -> list[str]:
+    """The names under which a function takes arguments."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, p in inspect.signature(function).parameters.items() if p.kind in kinds and name != "self"]
+
+
+def answers_slips(error: type[MpkError]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function that answers a keyword it does not take with this error, which says what was probably meant.
+
+    One that takes any keyword to hand it on is left as it is: who gets them answers.
+    """
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        known = known_keywords(function)
+        if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
+            return function
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in kwargs:
+                if name not in known:
+                    what = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+                    raise error(f"{what} takes no {name!r}: {suggest(name, known)}")
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorated
 
 
 def need_package(package: str, purpose: str, extra: str = "") -> EnvError:

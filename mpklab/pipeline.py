@@ -7,7 +7,7 @@ from typing import Any
 
 from mpklab import models
 from mpklab.dims import Extent
-from mpklab.errors import MpkError, ScheduleError, suggest
+from mpklab.errors import MpkError, ScheduleError, answers_slips, suggest
 from mpklab.graph import Graph
 from mpklab.machine import Machine
 from mpklab.models import Model
@@ -18,6 +18,7 @@ from mpklab.tasks import Plan, lower
 from mpklab.verifier import verify
 
 
+@answers_slips(MpkError)
 def compile(
     what: str | Model | Graph,
     *,
@@ -36,7 +37,6 @@ def compile(
     passes: tuple[str, ...] | None = None,
     compiler: str | None = None,
     report: Report | None = None,
-    **unknown: Any,
 ) -> Kernel:
     """A name, a Model or a Graph to a running kernel: load, graph, lower, assign, verify, build.
 
@@ -46,9 +46,6 @@ def compile(
     model allows), layers (all) and sampling (False: the likeliest token) shape the decode graph, dtype (bfloat16) is what
     weights are loaded in; what the given Model or Graph has decided already cannot be asked for again.
     """
-    if unknown:
-        known = list(compile.__annotations__)[1:-2]
-        raise MpkError(f"compile takes no {sorted(unknown)[0]!r}: {suggest(sorted(unknown)[0], known)}")
     asked = {"batch": batch, "context": context, "layers": layers, "dtype": dtype, "sampling": sampling}
     choices = {name: value for name, value in asked.items() if value is not None}
     shape: dict[str, Any] = {name: value for name, value in choices.items() if name != "dtype"}

@@ -6,7 +6,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from mpklab.errors import suggest
+from mpklab.errors import MpkError, answers_slips, suggest
 
 
 class Presented:
@@ -26,7 +26,7 @@ class Presented:
         if function is None:
             known = [word for word in dir(self) if not word.startswith("_")]
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}: {suggest(name, known)}")
-        return partial(function, self)
+        return partial(answers_slips(MpkError)(function), self)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *import_module("mpklab.present").methods(type(self).__name__)})

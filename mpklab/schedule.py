@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpklab.abi import MAX_HELD, Handoff
-from mpklab.errors import ScheduleError, suggest
+from mpklab.errors import ScheduleError, answers_slips, suggest
 from mpklab.ops import REGISTRY
 from mpklab.presented import Presented
 from mpklab.tasks import TaskGraph
@@ -297,6 +297,7 @@ class Schedule(Presented):
         )
 
 
+@answers_slips(ScheduleError)
 def assign(
     tasks: TaskGraph,
     mode: str = "static",
@@ -324,7 +325,8 @@ def assign(
     if not isinstance(count, int) or count < 1:
         raise ScheduleError(f"workers must be a positive number, not {count!r}")
     if mode == "static":
-        for name, given in (("dynamic", dynamic), ("pool", pool), ("early_push", early_push), ("pop_ahead", pop_ahead)):
+        asked = {"dynamic": dynamic, "pool": pool, "early_push": early_push, "pop_ahead": pop_ahead}
+        for name, given in {**asked, "priority": priority != "fifo"}.items():
             if given:
                 raise ScheduleError(f"{name} is for mode='dynamic' or 'hybrid': a static schedule hands out nothing")
         return _static(tasks, policy or "locality", count)

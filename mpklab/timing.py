@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from mpklab.confidence import median_ratio
-from mpklab.errors import RunError, suggest
+from mpklab.errors import RunError, answers_slips, suggest
 from mpklab.graph import Graph, Tensor
 from mpklab.profile import Window
 from mpklab.reference.execute import TORCH_DTYPES
@@ -114,6 +114,7 @@ class Prepared:
         t[o["limit"]].fill_(NEVER_STOP)
 
 
+@answers_slips(RunError)
 def time(
     what: Mapping[str, Kernel | Prepared | Session | Callable[[], Any]],
     rounds: int = 30,
@@ -177,6 +178,7 @@ def _call(name: str, thing: Any, iterations: int, position: int | None, seed: in
     return call
 
 
+@answers_slips(RunError)
 def ratio(samples: pd.DataFrame, a: str, b: str, *, column: str = "name", seed: int = 0) -> Ratio:
     """The ratio of the medians of a and b. Rounds are drawn as wholes, so that what both met in one round stays together.
 

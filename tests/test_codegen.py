@@ -30,8 +30,6 @@ def test_cuda_source_names_its_settings():
     tasks = lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), pages=4)
     text = emit(assign(tasks), level=2).text
     assert "run_device<Kernel, 2, 8, 32768, 4, 2, 65536>" in text
-    with pytest.raises(BuildError, match="page_count"):
-        emit(assign(lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), page_count=4)))
 
 
 def test_a_delay_is_compiled_in_only_where_it_is_asked_for(tasks):

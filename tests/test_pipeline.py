@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -201,9 +200,3 @@ def test_intervals_hold_the_median() -> None:
     draw = np.random.default_rng(1)
     inside = [(lambda i: i.low <= 0 <= i.high)(Interval.of(draw.normal(size=30))) for _ in range(100)]
     assert 85 <= sum(inside) <= 100  # it is called a 95 % interval
-
-
-def test_known_keywords_are_those_of_the_signature() -> None:
-    """The hints come from the annotations; nothing else may creep in."""
-    known: list[Any] = list(pipeline.compile.__annotations__)[1:-2]
-    assert known[0] == "machine" and known[-1] == "report" and "unknown" not in known

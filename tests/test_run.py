@@ -299,7 +299,7 @@ def refusals() -> Iterator[tuple[Callable[[Kernel], object], str]]:
     yield lambda k: k.run(limit=torch.zeros(2, dtype=torch.int32)), r"limit must be int32\[1\], not int32\[2\]"
     yield lambda k: k.run(limit=torch.zeros(1)), r"limit must be int32\[1\], not float32\[1\]"
     yield lambda k: k.run(limit="soon"), "limit: int32.* cannot be made of a str"
-    yield lambda k: k.run(tiny.state(k.graph), iterations=0), "iterations must be at least 1"
+    yield lambda k: k.run(tiny.state(k.graph), iterations=0), "iterations must be a whole number of at least 1"
     yield lambda k: k.run(tiny.state(k.graph), profile=4), "level"
     yield lambda k: k.run(tiny.state(k.graph), dims={"rows": 1}), "unknown dims"
 

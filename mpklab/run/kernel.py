@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 import operator
@@ -21,7 +20,7 @@ import torch
 from mpklab import builder, device
 from mpklab.codegen import Delay, Source, Tables, device_settings, emit, pack
 from mpklab.dims import upper
-from mpklab.errors import BuildError, RunError, suggest
+from mpklab.errors import BuildError, RunError, answers_slips, known_keywords, suggest
 from mpklab.graph import Graph
 from mpklab.models import Model
 from mpklab.models.rope import rope_table
@@ -92,6 +91,7 @@ class DeviceTables:
         return self.tables.steps
 
 
+@answers_slips(BuildError)
 def build(
     schedule: Schedule,
     *,
@@ -109,7 +109,6 @@ def build(
         raise BuildError(f"unknown launch {launch!r}: {suggest(launch, LAUNCHES)}")
     if launch == "per_operator" and schedule.tasks.machine.backend != "cuda":
         raise BuildError("one kernel per operator is a CUDA graph: lower for a CUDA machine")
-    device_settings(schedule.tasks.plan.settings)  # refuses what no kernel knows, also where the CPU needs none of it
     model = weights if isinstance(weights, Model) else None
     values = model.weights if model else weights
     if model is not None and model.weights is not None and schedule.tasks.machine.backend == "cuda":
@@ -268,7 +267,7 @@ class Kernel(Presented):
         for name in more:
             if name not in self.graph.tensors:
                 known = [n for n, t in self.graph.tensors.items() if t.role in ("input", "weight", "state")]
-                raise RunError(f"run takes no {name!r}: {suggest(name, [*known, *_keywords(Kernel.run)])}")
+                raise RunError(f"run takes no {name!r}: {suggest(name, [*known, *known_keywords(Kernel.run)])}")
         session.bind({**(inputs or {}), **more})
         with Progress(after_s=SHORT_RUN_S) as shown:
             self._built_for(window_of(profile), shown)
@@ -323,6 +322,7 @@ class Kernel(Presented):
                 "shorten the prompt or build decode_graph(context=…) larger"
             )
 
+    @answers_slips(RunError)
     def generate(
         self,
         prompt: str | Sequence[int],
@@ -339,7 +339,6 @@ class Kernel(Presented):
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
-        **unknown: Any,
     ) -> Generation:
         """Continuation of a text (through the chat template unless `raw`) or of token ids, greedy unless told otherwise.
 
@@ -349,7 +348,6 @@ class Kernel(Presented):
         gone on with: of the prompt only what its caches do not begin with is fed. `temperature` and what follows it are
         those of `mpklab.run.Sampling`; they are data, and the kernel that draws (`kernel.sampler`) is built once.
         """
-        _refuse("generate", Kernel.generate, unknown)
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         runner = self._runner(sampling)
         if runner is not self:
@@ -419,7 +417,7 @@ class Kernel(Presented):
         `max_new_tokens` is one number or one for each prompt. The launch is shared, and so are its seconds and profile.
         `sampling` holds `temperature` and the other rules that `generate` takes.
         """
-        rules = Sampling(**_refuse("generate_batch", Kernel.generate_batch, sampling))
+        rules = Sampling(**_rules("generate_batch", Kernel.generate_batch, sampling))
         runner = self._runner(rules)
         if runner is not self:
             try:
@@ -471,7 +469,7 @@ class Kernel(Presented):
 
     def open_session(self, **sampling: Any) -> Session:
         """A session without a sequence, for calls of `generate` with the same rules that each go on where one ended."""
-        runner = self._runner(Sampling(**_refuse("open_session", Kernel.open_session, sampling)))
+        runner = self._runner(Sampling(**_rules("open_session", Kernel.open_session, sampling)))
         session = runner.new_session()
         runner._set_up(session)
         return session
@@ -609,16 +607,10 @@ def _seen(ids: Sequence[int], words: int) -> torch.Tensor:
     return torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32))
 
 
-def _keywords(method: Callable[..., Any]) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, p in inspect.signature(method).parameters.items() if p.kind in kinds and name != "self"]
-
-
-def _refuse(name: str, method: Callable[..., Any], words: dict[str, Any]) -> dict[str, Any]:
-    """What a method was given beyond its own keywords: rules of sampling where it takes them by name, else nothing."""
-    known = _keywords(method)
-    rules = () if "temperature" in known else Sampling.__dataclass_fields__
+def _rules(name: str, method: Callable[..., Any], words: dict[str, Any]) -> dict[str, Any]:
+    """What a method was given beyond its own keywords: rules of sampling, and nothing else."""
+    known = [*known_keywords(method), *Sampling.__dataclass_fields__]
     for word in words:
-        if word not in rules:
-            raise RunError(f"{name} takes no {word!r}: {suggest(word, [*known, *rules])}")
+        if word not in Sampling.__dataclass_fields__:
+            raise RunError(f"{name} takes no {word!r}: {suggest(word, known)}")
     return words

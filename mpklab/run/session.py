@@ -14,7 +14,7 @@ from mpklab import abi, env, recipe, stamp
 from mpklab.codegen import Tables, device_settings
 from mpklab.console import human_bytes
 from mpklab.dims import shape_text
-from mpklab.errors import DeadlockError, RunError, suggest
+from mpklab.errors import DeadlockError, RunError, answers_slips, suggest
 from mpklab.graph import Tensor
 from mpklab.ops import REGISTRY
 from mpklab.profile import Profile, Window
@@ -218,6 +218,7 @@ class Session:
 
     # --- launching ---
 
+    @answers_slips(RunError)
     def launch(
         self,
         iterations: int,
@@ -235,14 +236,18 @@ class Session:
         """
         kernel = self.kernel
         window = window_of(profile)
-        if iterations < 1:
-            raise RunError(f"iterations must be at least 1, not {iterations}")
+        if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer) or iterations < 1:
+            raise RunError(f"iterations must be a whole number of at least 1, not {iterations!r}")
+        if wait_limit_s is not None and not 0 < wait_limit_s < float("inf"):
+            raise RunError(f"wait_limit_s must be a positive number of seconds, not {wait_limit_s!r}")
+        if drop_signals is not None and not 0 <= drop_signals < len(kernel.schedule.tasks):
+            raise RunError(f"drop_signals names task {drop_signals}; there are {len(kernel.schedule.tasks)}, from 0")
         missing = [n for n, t in kernel.graph.tensors.items() if n not in self.tensors and not _only_a_part(kernel, n)]
         if missing:
             raise RunError(
                 f"no value for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: give it to run(…)"
             )
-        limit = wait_limit_s or env.wait_limit_s(DEFAULT_WAIT_LIMIT_S[kernel.backend])
+        limit = env.wait_limit_s(DEFAULT_WAIT_LIMIT_S[kernel.backend]) if wait_limit_s is None else wait_limit_s
         memory = self._launch_memory(iterations, window, dims, drop_signals, limit)
         host_view = memory.host.host()
         if window.level:

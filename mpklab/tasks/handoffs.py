@@ -8,9 +8,10 @@ from mpklab.errors import LowerError, suggest
 from mpklab.graph import Graph, Operator
 from mpklab.machine import Machine
 from mpklab.ops import REGISTRY, Tiling
+from mpklab.tasks.settings import DEFAULTS
 
 KINDS = ("counter", "data")
-CONSUMER_WARPS = 8  # of a CUDA kernel whose plan leaves them open
+CONSUMER_WARPS = DEFAULTS["consumer_warps"]  # of a CUDA kernel whose plan leaves them open
 
 
 def why_not(graph: Graph, operator: Operator, tiling: Tiling, consumer_warps: int) -> str:

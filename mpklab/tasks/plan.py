@@ -15,13 +15,15 @@ from mpklab.graph import Graph, Operator
 from mpklab.machine import Machine
 from mpklab.ops import REGISTRY, Tiling
 from mpklab.tasks.handoffs import choose_handoffs
+from mpklab.tasks.settings import checked_settings
 
 
 @dataclass(frozen=True, repr=False)
 class Plan:
     """Every choice that lowering made: passes, a tiling per operator, and settings of the kernel. Replayable.
 
-    `barriers`: every operator waits for all of the one before it, as if each were a kernel of its own.
+    LowerError for a setting that no kernel knows (`tasks.settings.DEFAULTS`). `barriers`: every operator waits for all of
+    the one before it, as if each were a kernel of its own.
     """
 
     passes: tuple[str, ...]
@@ -29,6 +31,9 @@ class Plan:
     settings: Mapping[str, int] = field(default_factory=dict)
     barriers: bool = False
     handoffs: Mapping[str, str] = field(default_factory=dict)  # by operator, where not by a counter
+
+    def __post_init__(self) -> None:
+        checked_settings(self.settings)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as `from_json` takes it."""
@@ -77,6 +82,7 @@ def choose_plan(
 ) -> Plan:
     """The plan that `lower` follows when none is given. `tiles` sets tile sizes by operator name or kind, `handoff` how
     outputs are handed over (see `choose_handoffs`), `settings` those of the kernel."""
+    checked_settings(settings)  # also slips in other keywords, before the work
     tiles = dict(tiles or {})
     kinds = {o.op for o in graph.operators}
     fused = passes if passes is not None else _default_passes(graph, machine)

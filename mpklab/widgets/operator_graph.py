@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpklab.errors import GraphError, answers_slips
 from mpklab.plots import PALETTE, kind_colours
 from mpklab.widgets import raster
 from mpklab.widgets.page import Column, container
@@ -617,6 +618,7 @@ class OperatorGraph(View):
         return bundle
 
 
+@answers_slips(GraphError)
 def graph_view(
     graph: Any,
     *,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpklab.errors import GraphError, ScheduleError, suggest
+from mpklab.errors import GraphError, ScheduleError, answers_slips, suggest
 from mpklab.frames import spans as spans_of
 from mpklab.plots import PALETTE, kind_colours
 from mpklab.widgets import raster
@@ -436,6 +436,7 @@ class TaskDag(View):
         return picture
 
 
+@answers_slips(GraphError)
 def task_dag(
     tasks: Any,
     spans: pd.DataFrame | None = None,
