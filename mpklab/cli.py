@@ -36,6 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MpkError as error:
         print(f"mpklab: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in ("", "mpklab"):
+            raise
+        print(f"mpklab: this needs the Python package {package}: `pip install {package}`", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED

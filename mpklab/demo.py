@@ -43,6 +43,9 @@ def main(args: argparse.Namespace) -> int:
     compare(kernel)
     print()
     keep(args.out, kernel)
+    print(
+        f"\nOpen {args.out}/studio.html in a browser: what each worker did, task by task, beside the graph. Next: `make lab`."
+    )
     return 0
 
 
@@ -79,6 +82,7 @@ def eager_seconds(module: Any, prompt: Sequence[int], tokens: int) -> float:
 def keep(folder: Path, kernel: Any) -> None:
     """Leave the graph, a recorded run and its timeline, and say where; one that cannot be drawn loses no other."""
     profile = kernel.generate(QUESTION, max_new_tokens=RECORDED_TOKENS, profile=2).profile
+    cost = [f"What cost most: {finding}" for finding in profile.explain()["finding"][:1]]
     graph = kernel.graph
     while graph.parent is not None:  # what the user would write, before lowering fused it
         graph = graph.parent
@@ -86,7 +90,7 @@ def keep(folder: Path, kernel: Any) -> None:
         ("operator graph", "graph.svg", lambda path: path.write_text(graph.to_svg(), "utf-8")),
         ("the same as it runs", "fused.svg", lambda path: path.write_text(kernel.graph.to_svg(), "utf-8")),
         (f"recording of {RECORDED_TOKENS} steps", "demo.mpkprof", profile.save),
-        ("its timeline", "timeline.html", lambda path: profile.timeline().to_html(path)),
+        ("all of it, linked", "studio.html", lambda path: profile.studio(notes=cost).to_html(path)),
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)

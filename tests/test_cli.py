@@ -26,6 +26,14 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return capsys.readouterr().err
 
 
+def test_a_package_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for name in [name for name in sys.modules if name.startswith("mpklab.profile_cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cli.main(["profile", "show", "cpu-smollm2-135m"]) == 1
+    assert capsys.readouterr().err == "mpklab: this needs the Python package pandas: `pip install pandas`\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "hint"),
     [
