@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from mpklab import cli, errors, models, pipeline
+from mpklab import cli, errors, models
 from mpklab.bench import parity
 from mpklab.confidence import Interval
 from mpklab.dims import Dim
