@@ -63,8 +63,7 @@ class TestRecording:
         assert profile.stamp["device"]["name"] and profile.stamp["versions"]["python"]
         assert analysis.efficiency(profile) <= 1.0
 
-    def test_a_static_schedule_is_replayed_as_it_ran(self, name):
-        if opened(name).meta["mode"] != "static":
-            pytest.skip("tasks that are handed out at run time take other ways in a replay")
+    def test_it_is_replayed_as_it_ran(self, name):
         off = float(analysis.what_if(opened(name), handoff_ns=0)["gain"].iloc[1])
-        assert abs(off) <= 0.03, f"{100 * off:.1f} %"
+        handed_out = opened(name).meta["mode"] != "static"  # the order in which workers pop is not the recorded one
+        assert abs(off) <= (0.06 if handed_out else 0.02), f"{100 * off:.1f} %"

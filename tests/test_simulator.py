@@ -57,7 +57,7 @@ def streaming(n: int, ahead: object = 0.0, behind: object = 0.0, compute: object
     """Tasks that only load and compute."""
     none = np.zeros(n)
     columns = [np.broadcast_to(np.asarray(x, float), (n,)) for x in (compute, ahead, behind)]
-    return Work(np.full(n, np.nan), none, none, none, none, *columns)
+    return Work(np.full(n, np.nan), none, none, none, none, *columns, none)
 
 
 # --- static -----------------------------------------------------------------------------------------------------------
@@ -277,6 +277,61 @@ def test_a_drain_ends_with_its_event() -> None:
     assert play(p, [10, 20, 20, 5, 7, 7], iterations=3).makespan_ns == 3 * 42
 
 
+# A loader sees what is there after 7, takes it in 1, says so in 2, lays it out in 5.
+LOADER = Costs(
+    ring_bytes=100, seek_ns=7, pop_ns=1, promise_ns=2, layout_ns=5, handout_ns=10, push_ns=3, handoff_ns={"counter": 0}
+)
+
+
+def test_a_loader_hands_out_before_it_lays_out_its_own_task() -> None:
+    p = dynamic([[], [0]], 2, pool="central", early_push=True, pop_ahead=1)
+    t = play(p, [100, 20], LOADER)
+    # Task 0: taken and told at 10, task 1 is out at 10 + 13, task 0 known 5 later. The other loader stands there.
+    assert t.issue[0].tolist() == [28, 23 + 1 + 2 + 5]
+    assert t.begin[0].tolist() == [28, 128]
+    # It looks every 15 since 0, when it found nothing.
+    assert play(p, [100, 20], replace(LOADER, round_ns=15)).issue[0, 1] == 30 + 1 + 2 + 5
+    # With late push the worker hands out, after its signals, and its loader stands there too.
+    t = play(dynamic([[], [0]], 1, pool="central", pop_ahead=1), [100, 20], LOADER)
+    assert t.issue[0].tolist() == [13, 113 + 13 + 1 + 5] and t.pushed[0, 0] == 126
+
+
+def test_each_event_is_handed_out_for_itself() -> None:
+    p = dynamic([[], [0], [0], [1, 2]], 1, pool="central", pop_ahead=0)
+    two = replace(p, signal_first=np.array([0, 2, 3, 4, 5]), signal_event=np.array([0, 4, 1, 2, 3]))
+    two = replace(two, need=np.ones(5, int), wait_event=np.array([0, 4, 1, 2]))
+    one, other = (play(q, [10] * 4, LOADER) for q in (p, two))
+    assert other.pushed[0, 0] - one.pushed[0, 0] == 10
+    # An event of which nothing is ready yet costs its handing out too.
+    assert (one.pushed - one.signalled)[0].tolist() == [16, 10, 13, 0]
+
+
+def test_a_loader_takes_the_next_task_once_the_last_is_loaded() -> None:
+    p = dynamic([[], []], 1, pool="central", pop_ahead=1)
+    assert play(p, [10, 10], LOADER).issue[0].tolist() == [13, 26]
+    assert play(p, [10, 10], LOADER, load=50.0).issue[0].tolist() == [13, 13 + 50 + 13]
+    # What does not fit the ring is loaded until it ends.
+    assert play(p, [80, 10], LOADER, load=np.nan).issue[0].tolist() == [13, 93 + 13]
+    held = dynamic([[], [], []], 1, pool="central", pop_ahead=0)
+    assert play(held, [80, 10, 10], LOADER).issue[0].tolist() == [13, 93 + 13, 116 + 13]
+
+
+def test_loaders_compete_only_where_they_come_and_go() -> None:
+    costs = replace(LOADER, serial_ns=40)
+    stay = dynamic([[] for _ in range(3)], 3, pool="central", pop_ahead=0)
+    assert play(stay, [10] * 3, costs).issue[0].tolist() == [13, 13, 13]
+    queues = [[Drain(0, 3), 3 + w] for w in range(3)]
+    p = program([[], [], [], [0, 1, 2], [3], [3]], queues, pooled=[True] * 3 + [False] * 3,
+        handout=Handout("central", pop_ahead=0))  # fmt: skip
+    p = replace(p, signal_event=np.array([3, 3, 3, 0, 4, 5]), need=np.array([1, 0, 0, 3, 1, 1]))
+    p = replace(p, wait_first=np.zeros(7, int), wait_event=np.zeros(0, int), wait_lag=np.zeros(0, int),
+        handoff=np.zeros(0, np.uint8))  # fmt: skip
+    t = play(p, [10] * 6, costs)
+    assert t.issue[0, :3].tolist() == [13, 53, 93]
+    # A loader lays out what follows a drain once that is over: when the last task of the pool has ended.
+    assert (t.issue[0, 3:] == 93 + 10 + 5).all()
+
+
 # --- rules that hold for every schedule -------------------------------------------------------------------------------
 
 
@@ -310,7 +365,8 @@ def programs(draw: st.DrawFn) -> tuple[Program, np.ndarray, Costs, int]:
         made = program(after, queues, pooled=[True] * cut + [False] * (n - cut), step=p.step_task, handout=handout)
         p = replace(made, home=np.where(np.arange(n) < cut, np.array(place), -1)).with_priorities(ns)
     latency = st.sampled_from([0.0, 1.0, 13.0])
-    names = ("fetch_ns", "wait_ns", "signal_ns", "step_ns", "push_ns", "queue_ns", "pop_ns", "serial_ns")
+    names = ("fetch_ns", "wait_ns", "signal_ns", "step_ns", "handout_ns", "push_ns", "queue_ns", "pop_ns", "serial_ns")
+    names += ("promise_ns", "round_ns", "seek_ns", "layout_ns")
     costs = Costs(
         **{name: draw(latency) for name in names},
         handoff_ns={"counter": draw(latency)},

@@ -10,6 +10,9 @@ import numpy as np
 
 from mpklab import recipe
 from mpklab.errors import MpkError, ProfileError
+from mpklab.schedule import assign
+from mpklab.simulator import Program
+from mpklab.tasks import lower
 
 if TYPE_CHECKING:
     from mpklab.analysis.replay import Measured
@@ -27,10 +30,6 @@ def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, worker
     of its kind takes however small. On a GPU what a tile has more is read at a worker's rates: from the ring as far as
     that holds it, the rest from memory.
     """
-    from mpklab.schedule import assign
-    from mpklab.simulator import Program
-    from mpklab.tasks import lower
-
     recorded = recipe.schedule_of(m.profile)
     if recorded.mode != "static":
         raise ProfileError("tiles: the recorded tasks were handed out at run time; record a static run to cut it anew")
@@ -67,7 +66,7 @@ def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, worker
         m.work,
         execute=execute,
         **{name: getattr(m.work, name)[..., source] for name in ("fetch", "gather", "signal")},
-        **{name: np.zeros(len(made)) for name in ("overhead", "compute", "ahead", "behind")},
+        **{name: np.zeros(len(made)) for name in ("overhead", "compute", "ahead", "behind", "load")},
     )
     # A tile that takes longer for its size does so quietly too.
     grown = execute.mean(0) / np.maximum(took.mean(0), 1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,15 @@ import pandas as pd
 from mpklab import recipe
 from mpklab.analysis.cuts import cut
 from mpklab.analysis.handoffs import waits
-from mpklab.analysis.idle import TURN_NS, publication
+from mpklab.analysis.handouts import issues, own_pushes, pools, turns
+from mpklab.analysis.idle import publication
 from mpklab.analysis.observed import Observed, observe
 from mpklab.errors import MpkError, ProfileError, suggest
 from mpklab.frames import NEVER, decode, records
 from mpklab.frames.tables import family
 from mpklab.profile import Profile
-
-if TYPE_CHECKING:
-    from mpklab.simulator import Costs, Program, Work
+from mpklab.schedule import assign
+from mpklab.simulator import Costs, Program, Work, loads, run
 
 MAX_INSTANCES = 200_000  # tasks × iterations that one replay walks through
 ALONE = 1.5  # how much faster a worker loads whose neighbours are idle (one H200)
@@ -32,7 +32,6 @@ MIN_WAITS, MAX_WAITS = 5, 20_000  # fewer say nothing of hand-offs; more are thi
 QUIET = 0.05  # the part of an operator's tasks that nothing was in the way of
 KINDS = {"counter": False, "data": True}  # by abi.Handoff name: whether words say themselves when they are there
 HANDED_OVER = 0.8  # an event that happened so many hand-offs ago is seen at the first look
-MIN_POPS, MANY_POPS = 5, 16  # fewer say nothing of a pool; so many of one push, how pops hold each other up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +51,6 @@ class Measured:
     def run(self, program: Program | None = None, work: Work | None = None, costs: Costs | None = None) -> float:
         """The makespan in ns. Under another schedule of a GPU, tasks that stream come to run beside more or fewer others,
         and what accesses take beyond quiet ones, queueing behind the bytes under way, goes with the rate of these."""
-        from mpklab.simulator import run
-
         chosen, todo, figures = program or self.program, work or self.work, costs or self.costs
         timeline = run(chosen, todo, figures, self.iterations)
         if chosen is self.recorded or not figures.ring_bytes:
@@ -97,8 +94,6 @@ class Streams:
 
 def measured(profile: Profile, rank: int | None = None) -> Measured:
     """The engine's input; ProfileError where a recording is too incomplete to be replayed."""
-    from mpklab.simulator import Costs, Program, Work
-
     seen = next((s for s in observe(profile) if (rank is None or s.rank == rank) and s.iterations.size), None)
     if seen is None or not profile.n_tasks or not (seen.begin != NEVER).any():
         raise ProfileError("nothing to replay: the profile holds no task that ran")
@@ -119,16 +114,17 @@ def measured(profile: Profile, rank: int | None = None) -> Measured:
         return np.where(np.isnan(values), _medians(values), values)
 
     waited = known & (seen.start != NEVER)
+    machine = recipe.machine_of(profile)
+    stated = Costs.of(machine, recipe.settings_of(profile)) if machine else Costs()
     work = Work.given(
         phase(ran, seen.end - seen.begin),
-        fetch=phase(known, seen.fetch + _turns(profile, seen)),
+        fetch=phase(known, seen.fetch + turns(profile, seen)),
         gather=phase(waited, seen.begin - seen.start),
-        signal=phase(ran & (seen.done != NEVER), seen.done - seen.end - _pushes(profile, seen)),
+        signal=phase(ran & (seen.done != NEVER), seen.done - seen.end - own_pushes(profile, seen)),
+        load=_loads(profile, seen, stated),
     )
     last = min(seen.iterations.size, most) - 1
     whole = int(seen.done[rows].max()) - _first(profile)
-    machine = recipe.machine_of(profile)
-    stated = Costs.of(machine, recipe.settings_of(profile)) if machine else Costs()
     costs = _costs(profile, seen, stated)
     streams = _streams(profile, seen, rows, costs)
     recorded = Program.of_profile(profile)
@@ -173,46 +169,15 @@ def _beside(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     return out
 
 
-def _cells(profile: Profile, seen: Observed, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of spans `at` those that lie in the grid: their indices, rows and tasks."""
-    d = decode(profile)
-    row = d.iteration[at].astype(np.int64) - seen.iterations[0]
-    task = d.task[at].astype(np.int64)
-    fine = (row >= 0) & (row < seen.iterations.size) & (task >= 0) & (task < profile.n_tasks)
-    return at[fine], row[fine], task[fine]
-
-
-def _top(profile: Profile, seen: Observed) -> np.ndarray:
-    """The spans of this rank's workers that lie in no other, lane by lane in order of time."""
-    d = decode(profile)
-    own = (d.lanes.role[d.lane] == records.COMPUTE) & (d.lanes.rank[d.lane] == seen.rank)
-    return np.nonzero(own & (d.depth == 0) & (d.chain >= 0))[0]
-
-
-def _turns(profile: Profile, seen: Observed) -> np.ndarray:
-    """[iteration, task]: what passed between a task's first record and the worker's record before, of pops too."""
-    d = decode(profile)
-    top = _top(profile, seen)
-    out = np.zeros(seen.issue.shape)
-    if top.size < 2:
-        return out
-    lane, begin, end = d.lane[top], d.begin_ns[top], d.end_ns[top]
-    gap = np.clip(np.r_[0, begin[1:] - end[:-1]] * np.r_[False, lane[1:] == lane[:-1]], 0, TURN_NS)
-    gap += np.r_[0, gap[:-1]] * np.r_[False, d.phase[top][:-1] == records.POP]
-    i, row, task = _cells(profile, seen, top)
-    opens = d.phase[i] == records.FETCH
-    out[row[opens], task[opens]] = gap[np.searchsorted(top, i[opens])]
-    return out
-
-
-def _pushes(profile: Profile, seen: Observed) -> np.ndarray:
-    """[iteration, task]: how long a task's worker handed out others."""
-    d = decode(profile)
-    out = np.zeros(seen.issue.shape)
-    top = _top(profile, seen)
-    i, row, task = _cells(profile, seen, top[d.phase[top] == records.PUSH])
-    np.add.at(out, (row, task), (d.end_ns - d.begin_ns)[i])
-    return out
+def _loads(profile: Profile, seen: Observed, costs: Costs) -> np.ndarray:
+    """Per task, how long a loader issues its copies: its median where that was recorded (level 3) and the loader did not
+    run ahead, as it does through static queues."""
+    stated = loads(profile.tasks["bytes"].astype(float), costs)
+    recorded = issues(profile, seen) if (profile.tasks["worker"] < 0).any() else None
+    if recorded is None:
+        return stated
+    some = ~np.isnan(recorded).all(0) & ~np.isnan(stated)
+    return np.where(some, _medians(recorded), stated)
 
 
 def _first(profile: Profile) -> int:
@@ -257,18 +222,18 @@ def _costs(profile: Profile, seen: Observed, costs: Costs) -> Costs:
         wait_ns=look,
         more_wait_ns=float(further.median()) if len(further) else 0.0,
         step_ns=step,
-        **cast(Any, _pools(profile, seen)),
+        **cast(Any, pools(profile, seen, costs)),
         source="measured",
     )
 
 
-def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope and offset of a line through medians of y by x, neither negative."""
-    medians = pd.Series(y).groupby(x).median()
-    x, y = medians.index.to_numpy(float), medians.to_numpy(float)
-    slope = max(0.0, float(np.polyfit(x, y, 1)[0])) if x.size > 1 else 0.0
-    fixed = float(np.median(y - slope * x))
-    return (slope, fixed) if x.size > 1 and fixed >= 0 else (float(np.median(y / x)), 0.0)
+def _commonest(values: np.ndarray) -> float:
+    """The middle of the shortest interval that holds half of some values: what most take, whatever held others up."""
+    ordered = np.sort(values)
+    half = (ordered.size + 1) // 2
+    width = ordered[half - 1 :] - ordered[: ordered.size - half + 1]
+    at = int(np.argmin(width))
+    return float(ordered[at] + ordered[at + half - 1]) / 2
 
 
 def _looks(profile: Profile, seen: Observed, stated: Mapping[str, float]) -> tuple[float, dict[str, float]]:
@@ -292,7 +257,7 @@ def _looks(profile: Profile, seen: Observed, stated: Mapping[str, float]) -> tup
     behind, dur, by_words = behind[keep], dur[keep], by_words[keep]
 
     past = behind > HANDED_OVER * max(1.0, float(late.mean()))
-    look = float(np.median(dur[past])) if past.sum() >= MIN_WAITS else 0.0
+    look = _commonest(dur[past]) if past.sum() >= MIN_WAITS else 0.0
 
     def handoff(behind: np.ndarray, dur: np.ndarray) -> float:
         low, high = 0.0, max(1.0, float(np.quantile(behind + dur, 0.99)))
@@ -310,57 +275,6 @@ def _looks(profile: Profile, seen: Observed, stated: Mapping[str, float]) -> tup
         mine = mine if mine.sum() >= MIN_WAITS else ~past
         out[name] = handoff(behind[mine], dur[mine])
     return look, out
-
-
-def _pools(profile: Profile, seen: Observed) -> dict[str, float]:
-    """What handing tasks out, finding one and taking it cost, as far as records of pushes and pops tell."""
-    d, rules = decode(profile), seen.protocol
-    pushes = np.nonzero((d.phase == records.PUSH) & (d.event >= 0) & (d.lanes.rank[d.lane] == seen.rank))[0]
-    row = d.iteration[pushes].astype(np.int64) - seen.iterations[0]
-    pushes = pushes[(row >= 0) & (row < seen.iterations.size)]
-    waits_now = np.nonzero((rules.wait_lag == 0) & (profile.tasks["worker"][rules.wait_task] < 0))[0]
-    if not (pushes.size and waits_now.size):
-        return {}
-    row, event = d.iteration[pushes].astype(np.int64) - seen.iterations[0], d.event[pushes]
-    begin, end = (np.full((seen.iterations.size, rules.n_events), -np.inf) for _ in range(2))
-    begin[row, event], end[row, event] = d.begin_ns[pushes], d.end_ns[pushes]
-    # The push that made a task poppable is the last of those for its events.
-    by_task = np.full(seen.issue.shape, -1)
-    waited = begin[:, rules.wait_event[waits_now]]
-    for i, times in enumerate(waited):
-        order = np.argsort(times, kind="stable")
-        order = order[np.isfinite(times[order])]
-        by_task[i, rules.wait_task[waits_now[order]]] = rules.wait_event[waits_now[order]]
-    rows, tasks = np.nonzero(by_task >= 0)
-    ready = np.zeros(begin.shape)
-    np.add.at(ready, (rows, by_task[rows, tasks]), 1)
-    sent = ready > 0
-    if not sent.any():
-        return {}
-    each, fixed = _slope(ready[sent], end[sent] - begin[sent])
-    out = {"handout_ns": fixed, "push_ns": each}
-    # A pop is followed by the first record of the task that it gave.
-    top = _top(profile, seen)
-    at = np.nonzero((d.phase[top[:-1]] == records.POP) & (d.lane[top[1:]] == d.lane[top[:-1]]))[0]
-    given, row, task = _cells(profile, seen, top[at + 1])
-    pop = top[np.searchsorted(top, given) - 1]
-    by = by_task[row, task]
-    pop, by, by_row = pop[by >= 0], by[by >= 0], row[by >= 0]
-    last = end[by_row, by]
-    middle = begin[by_row, by] + fixed + each * (ready[by_row, by] + 1) / 2
-    idle = d.begin_ns[pop] < begin[by_row, by]
-    if idle.sum() < MIN_POPS:
-        return out
-    popped = pd.DataFrame({"by": by_row * rules.n_events + by, "end": d.end_ns[pop]})[idle]
-    groups = popped.groupby("by")["end"]
-    spread, size = groups.max() - groups.min(), groups.size()
-    many = size >= MANY_POPS
-    out["serial_ns"] = float((spread[many] / (size[many] - 1)).median()) if many.any() else 0.0
-    queued = popped["by"].map(size).to_numpy() / 2 * max(0.0, out["serial_ns"] - each)
-    taken = max(0.0, float((d.end_ns[pop][idle] - middle[idle] - queued).mean()))
-    there = last + 2 * taken < d.begin_ns[pop]
-    found = float(np.median((d.end_ns - d.begin_ns)[pop[there]])) if there.sum() >= MIN_POPS else taken / 2
-    return {**out, "pop_ns": min(found, taken), "queue_ns": max(0.0, taken - found)}
 
 
 def what_if(
@@ -525,13 +439,9 @@ def program(
                 queues = [lists.get(w, []) for w in range(count)]
             made = made.as_static(queues)
         elif policy is not None or (workers is not None and mode != "dynamic"):
-            from mpklab.recipe import schedule_of
-            from mpklab.schedule import assign
-            from mpklab.simulator import Program as Made
-
-            recorded = schedule_of(m.profile)
+            recorded = recipe.schedule_of(m.profile)
             schedule = assign(recorded.tasks, policy=policy or recorded.policy, workers=count)
-            made = Made.of_schedule(schedule)
+            made = Program.of_schedule(schedule)
         if mode == "dynamic":
             made = made.as_dynamic(count)
     except ProfileError:

@@ -1,6 +1,6 @@
 """The simulator: one discrete-event engine for every mode, on a cost model or on given durations."""
 
-from mpklab.simulator.costs import Costs, KindCost, Work, flavour, traffic, work
+from mpklab.simulator.costs import Costs, KindCost, Work, flavour, loads, traffic, work
 from mpklab.simulator.engine import Timeline, run
 from mpklab.simulator.program import Program
 from mpklab.simulator.simulation import Simulation, predict, simulate
@@ -13,6 +13,7 @@ __all__ = [
     "Timeline",
     "Work",
     "flavour",
+    "loads",
     "predict",
     "run",
     "simulate",

@@ -19,9 +19,12 @@ from mpklab.tasks import TaskGraph
 F64 = npt.NDArray[np.float64]
 # A worker's own arithmetic keeps up with this multiple of its share of the bandwidth (one H200, batch 1).
 KEEPS_UP = 1.2
-# Pools of a GPU, in hand-offs (one H200, dynamic Qwen3-0.6B): a warp pushes 32 tasks side by side; a loader that finds
-# one takes it and lays it out; a signal that may hand out tasks is waited for.
-HANDOUT, PUSH, QUEUE, POP, SERIAL, POOL_SIGNAL = 0.97, 0.024, 1.24, 0.065, 0.027, 0.95
+# Pools of a GPU, in hand-offs (one H200, dynamic Qwen3-0.6B): a warp pushes 32 tasks side by side; a loader finds one,
+# takes it, with early push says so, and lays it out; a signal that may hand out tasks is waited for. Loaders that never
+# leave the pool take turns by addition; others compete, one after the other.
+HANDOUT, PUSH, QUEUE, ROUND, SEEK, POP, LAYOUT, ISSUE, PROMISE, SERIAL, POOL_SIGNAL = (
+    0.97, 0.024, 0.55, 0.70, 1.49, 0.065, 0.89, 0.34, 0.94, 0.30, 0.95
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +50,12 @@ class Costs:
     look at an event, as a task's first wait takes at least; more_wait_ns: each further one · handoff_ns: from the last
     signal to the waiting worker, by abi.Handoff name · step_ns: likewise for StepControl · handout_ns to hand out
     anything and push_ns for each task, queue_ns until it can be popped, pop_ns to take it, serial_ns for which one pop
-    keeps the others of its queue waiting, pool_signal_ns by which signals take longer where tasks are handed out · bandwidth of all
-    workers together, worker_bandwidth of one alone · ring_bytes that a worker's loader may run ahead (0: no loader) ·
-    source: where the figures come from.
+    keeps the others of its queue waiting, pool_signal_ns by which signals take longer where tasks are handed out · for
+    early push, promise_ns to say that a task was popped · where a loader pops, round_ns from one look for a task to
+    the next while it finds none, seek_ns until it sees what was there before it came, layout_ns until a task that it
+    has is known to its worker, issue_ns for the first of its copies · bandwidth of all workers together,
+    worker_bandwidth of one alone · ring_bytes that a worker's loader may run ahead (0: no loader) · source: where the
+    figures come from.
     """
 
     kinds: Mapping[str, KindCost] = field(default_factory=dict)
@@ -66,6 +72,11 @@ class Costs:
     pop_ns: float = 0.0
     serial_ns: float = 0.0
     pool_signal_ns: float = 0.0
+    promise_ns: float = 0.0
+    round_ns: float = 0.0
+    seek_ns: float = 0.0
+    layout_ns: float = 0.0
+    issue_ns: float = 0.0
     bandwidth: float = float("inf")
     worker_bandwidth: float = float("inf")
     ring_bytes: float = 0.0
@@ -88,10 +99,22 @@ class Costs:
             "pop": overhead,
             "serial": overhead / 8,
             "pool_signal": 0.0,
+            "promise": 0.0,
+            "round": 0.0,
+            "seek": 0.0,
+            "layout": 0.0,
+            "issue": 0.0,
         }
         if machine.backend == "cuda":
             figures = {"handout": HANDOUT, "push": PUSH, "queue": QUEUE, "pop": POP, "serial": SERIAL}
-            figures["pool_signal"] = POOL_SIGNAL
+            figures |= {
+                "pool_signal": POOL_SIGNAL,
+                "promise": PROMISE,
+                "round": ROUND,
+                "seek": SEEK,
+                "layout": LAYOUT,
+                "issue": ISSUE,
+            }
             pools = {name: figure * handoff for name, figure in figures.items()}
         kind = KindCost(
             ns_per_flop=1e9 * machine.workers / machine.peak_f32,
@@ -109,6 +132,11 @@ class Costs:
             pop_ns=pools["pop"],
             serial_ns=pools["serial"],
             pool_signal_ns=pools["pool_signal"],
+            promise_ns=pools["promise"],
+            round_ns=pools["round"],
+            seek_ns=pools["seek"],
+            layout_ns=pools["layout"],
+            issue_ns=pools["issue"],
             bandwidth=machine.bandwidth,
             worker_bandwidth=share if machine.backend == "cpu" else 2 * share,
             ring_bytes=ring,
@@ -168,7 +196,8 @@ class Work:
 
     execute: its duration where that is given, NaN where it follows from the rest: it ends overhead after both its
     `compute` time and its bytes are there. Times may have a row per iteration. `ahead` bytes may be loaded before
-    the task's events happen (by a loader, if there is one); `behind` bytes only afterwards.
+    the task's events happen (by a loader, if there is one); `behind` bytes only afterwards. `load`: how long a loader
+    that takes tasks from pools issues a task's copies; NaN: as long as it runs, for it holds more than the ring.
     """
 
     execute: F64
@@ -179,15 +208,16 @@ class Work:
     compute: F64
     ahead: F64
     behind: F64
+    load: F64
 
     @staticmethod
-    def given(execute: F64, fetch: Any = 0.0, gather: Any = 0.0, signal: Any = 0.0) -> Work:
+    def given(execute: F64, fetch: Any = 0.0, gather: Any = 0.0, signal: Any = 0.0, load: Any = 0.0) -> Work:
         """Work of known durations: nothing is shared, nothing is loaded ahead."""
         execute = np.asarray(execute, np.float64)
         n = execute.shape[-1]
-        rest = [np.asarray(x, np.float64) + np.zeros(n) for x in (fetch, gather, signal)]
+        rest = [np.asarray(x, np.float64) + np.zeros(n) for x in (fetch, gather, signal, load)]
         none = np.zeros(n)
-        return Work(execute, rest[0], rest[1], rest[2], none, none, none, none)
+        return Work(execute, rest[0], rest[1], rest[2], none, none, none, none, rest[3])
 
 
 def flavour(operator: Operator) -> str:
@@ -219,7 +249,13 @@ def work(tasks: TaskGraph, costs: Costs, iterations: int = 1, seed: int = 0) -> 
         compute=np.maximum(tasks.flops * column("ns_per_flop"), tasks.bytes * column("ns_per_byte")) * drawn_factor,
         ahead=ahead,
         behind=behind,
+        load=loads(ahead, costs),
     )
+
+
+def loads(ahead: F64, costs: Costs) -> F64:
+    """`Work.load` of tasks that stream so many bytes, where nothing else is known: at what one worker alone gets."""
+    return np.where(ahead <= costs.ring_bytes, costs.issue_ns + ahead / costs.worker_bandwidth * 1e9, np.nan)
 
 
 def traffic(tasks: TaskGraph) -> tuple[F64, F64]:

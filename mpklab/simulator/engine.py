@@ -23,7 +23,8 @@ from mpklab.simulator.pools import Pool
 from mpklab.simulator.program import Program
 
 F64 = npt.NDArray[np.float64]
-_PUBLISH, _START, _POP, _ARRIVE = range(4)  # what an entry of the engine's heap stands for
+_PUBLISH, _START, _POP, _ARRIVE, _SEEK, _TOOK, _ENDED = range(7)  # what an entry of the engine's heap stands for
+DESCRIPTORS = 8  # tasks that a loader lays out ahead at most
 _OWN = int(Handoff.worker)
 
 
@@ -98,9 +99,9 @@ class _Engine:
         self.latency = [costs.handoff_ns.get(k.name, 0.0) for k in Handoff]
         execute = np.broadcast_to(np.atleast_2d(work.execute), (iterations, n))
         self.given: list[float] = execute.ravel().tolist()
-        self.fetch, self.gather, self.signal, self.overhead, self.compute = (
+        self.fetch, self.gather, self.signal, self.overhead, self.compute, self.load = (
             np.broadcast_to(np.atleast_2d(x), (iterations, n)).ravel().tolist()
-            for x in (work.fetch, work.gather, work.signal, work.overhead, work.compute)
+            for x in (work.fetch, work.gather, work.signal, work.overhead, work.compute, work.load)
         )
         self.ahead, self.behind = work.ahead.tolist(), work.behind.tolist()
 
@@ -145,7 +146,21 @@ class _Engine:
         self.pool = Pool(self.n_workers, p.handout, p.home.tolist(), p.priority.tolist())
         self.early = self.dynamic and p.handout.early_push
         self.pop_ahead = p.handout.pop_ahead
-        self.loads = self.costs.ring_bytes > 0  # a loader also pops ahead, while its worker computes
+        # With a loader it is this that walks the queue: it takes tasks, says so, hands out what that lets go early, lays
+        # them out and issues their loads, one after the other, while its worker computes.
+        self.lanes = self.dynamic and self.costs.ring_bytes > 0
+        # Loaders that stay in one pool take turns by addition; those that come and go compete.
+        stays = all(len(q) == 1 for q in p.queues if q) and p.handout.classes == 1
+        self.serial = 0.0 if self.lanes and stays else self.costs.serial_ns
+        workers = self.n_workers
+        self.lane_at, self.lane_iteration = [0] * workers, [0] * workers
+        self.taking = [-1] * workers  # the task that a loader has just popped
+        self.laid, self.ended = [0] * workers, [0] * workers
+        self.full = [False] * workers  # the loader waits for a task of its worker's to end
+        self.streamed = [-1] * workers  # the task in whose stream a loader is held up
+        self.lane_asleep: list[list[int]] = [[] for _ in range(self.iterations + 1)]  # loaders, waiting for StepControl
+        self.known: list[deque[tuple[int, float]]] = [deque() for _ in range(workers)]  # laid out, since when
+        self.unknowing: dict[int, float] = {}  # workers that wait for a task to be laid out, since when
         self.held: list[deque[int]] = [deque() for _ in range(self.n_workers)]
         self.watched = {e.event for q in p.queues for e in q if isinstance(e, Drain)}
         self.triggers: list[list[int]] = [[] for _ in self.need]
@@ -167,9 +182,12 @@ class _Engine:
             self.pool.push(self.pool.place(task), task)
         for w in range(self.n_workers):
             if self.p.queues[w]:
+                if self.lanes:
+                    self._later(0.0, _SEEK, w)
                 self._enter(w, 0.0)
         heap, memory, shared = self.heap, self.memory, self.shared
         handlers = {_START: self._begin_shared, _POP: self._drain, _ARRIVE: self._arrive}
+        handlers |= {_SEEK: self._seek, _TOOK: self._took, _ENDED: self._task_ended}
         while True:
             other = memory.next_time() if shared else NEVER
             if not heap and other == NEVER:
@@ -211,14 +229,24 @@ class _Engine:
                 self.asleep[it].append((w, t))
                 return
             t = max(t + self.costs.wait_ns, self.opened[it] + self.costs.step_ns)
-        self.stepped[at] = t
+        self._stepped(w, t)
+
+    def _stepped(self, w: int, t: float) -> None:
+        """The worker has this iteration's StepControl."""
+        self.stepped[self.iteration[w] * self.n_workers + w] = t
         self.at[w] = 0
-        if self.ring:
+        if self.ring and not self.lanes:
             self._bind_run(w)
         self._next(w, t)
 
     def _next(self, w: int, t: float) -> None:
         """Take up the worker's next queue entry at its time t."""
+        if self.lanes:
+            if self.known[w]:
+                self._fetch(w, t, *self.known[w].popleft())
+            else:
+                self.unknowing[w] = t
+            return
         queue, at = self.p.queues[w], self.at[w]
         if at < len(queue):
             entry = queue[at]
@@ -228,6 +256,10 @@ class _Engine:
                 self.at[w] = at + 1
                 self._take(w, entry, t)
             return
+        self._leave(w, t)
+
+    def _leave(self, w: int, t: float) -> None:
+        """The worker's queue is done for this iteration."""
         place = self.iteration[w] * self.n_workers + w
         self.left[place] = t
         self.clock += 1
@@ -311,13 +343,16 @@ class _Engine:
 
     def _finish(self, w: int, inst: int, end: float) -> None:
         self.end[inst] = end
+        if self.streamed[w] == inst:
+            self.streamed[w] = -1
+            self._later(end, _SEEK, w)
         self._later(end + self.signal[inst], _PUBLISH, w)
 
     def _publish(self, w: int) -> None:
         """The running task's signals are out, now."""
         task, it, now = self.running[w], self.iteration[w], self.now
         first = it * self.n_events
-        ready: list[int] = []
+        ready: list[list[int]] = []
         for event in self.signals[task]:
             key = first + event
             self.count[key] += 1
@@ -326,12 +361,14 @@ class _Engine:
                 for other, its_task, k, t, since in self.waiting.pop(key, ()):
                     self._wait(other, its_task, k, t, since)
                 if self.dynamic:
-                    if not self.early:
-                        ready += self._ready(event, it)
+                    if self.triggers[event] and not self.early:
+                        ready.append(self._ready(event, it))
                     if event in self.watched:
                         self._end_drains(event, now)
         inst = it * self.n + task
-        t = self._push(ready, it, now) if ready else now
+        t = now
+        for tasks in ready:
+            t = self._push(tasks, t)
         if task == self.p.step_task:
             t = self._open(it + 1, t)
         if self.dynamic:
@@ -339,22 +376,21 @@ class _Engine:
             if not self.steps and self.done_tasks[it] == self.n:
                 t = self._open(it + 1, t)
         self.pushed[inst] = t
+        if self.lanes:
+            self._later(t, _ENDED, w)
         self._next(w, t)
 
     def _open(self, it: int, t: float) -> float:
         """StepControl of the next iteration stands, or, where there is none, the last task of this one is done."""
         self.opened[it] = t
-        self.pool.hungry.clear()  # nobody runs a task any more: what comes now is the next iteration's
         if it < self.iterations and self.at_once:
-            t = self._push(self.at_once, it, t)
+            t = self._push(self.at_once, t)
         for w, since in self.asleep[it]:
-            begin = max(since + self.costs.wait_ns, self.opened[it] + self.costs.step_ns)
-            self.stepped[it * self.n_workers + w] = begin
-            self.at[w] = 0
-            if self.ring:
-                self._bind_run(w)
-            self._next(w, begin)
+            self._stepped(w, max(since + self.costs.wait_ns, self.opened[it] + self.costs.step_ns))
         self.asleep[it] = []
+        for w in self.lane_asleep[it]:
+            self._later(max(self.now, self.opened[it] + self.costs.step_ns), _SEEK, w)
+        self.lane_asleep[it] = []
         if ITERATION in self.watched:
             self._end_drains(ITERATION, self.opened[it])
         return t
@@ -371,8 +407,8 @@ class _Engine:
                 out.append(task)
         return out
 
-    def _push(self, tasks: list[int], it: int, t: float) -> float:
-        """Hand tasks out one after the other; when the last is."""
+    def _push(self, tasks: list[int], t: float) -> float:
+        """Hand out one after the other what an event made ready, which may be nothing yet; when the last is."""
         t += self.costs.handout_ns
         for task in tasks:
             t += self.costs.push_ns
@@ -381,13 +417,12 @@ class _Engine:
 
     def _promise(self, task: int, it: int, t: float) -> float:
         """Early push: a task was popped; what now has all its producers popped may go out."""
-        ready: list[int] = []
         for event in self.signals[task]:
             key = it * self.n_events + event
             self.promised[key] += 1
-            if self.promised[key] == self.need[event]:
-                ready += self._ready(event, it)
-        return self._push(ready, it, t) if ready else t
+            if self.promised[key] == self.need[event] and self.triggers[event]:
+                t = self._push(self._ready(event, it), t)
+        return t
 
     def _drain(self, w: int) -> None:
         """A worker in a drain is free, now: it runs what it holds, else what it can pop, else it idles."""
@@ -398,7 +433,6 @@ class _Engine:
         elif self.held[w]:
             self._run_held(w, t)
         else:
-            pool.hungry.pop(w, None)
             task = pool.pop(pool.queue_of(w))
             if task < 0:
                 pool.idle[w] = t
@@ -406,16 +440,20 @@ class _Engine:
                 self._popped(w, task, t, t)
 
     def _drain_of(self, w: int) -> Drain:
-        entry = self.p.queues[w][self.at[w]]
+        entry = self.p.queues[w][self.lane_at[w] if self.lanes else self.at[w]]
         assert isinstance(entry, Drain)
         return entry
 
-    def _popped(self, w: int, task: int, since: float, t: float) -> None:
-        """The worker, idle since some time, takes a task off its queue at t."""
+    def _pop(self, w: int, t: float) -> float:
+        """A worker takes a task off its queue at t, or when those before it have; when it has it."""
         queue = self.pool.queue_of(w)
         t = max(t, self.pool.free_at[queue])
-        self.pool.free_at[queue] = t + self.costs.serial_ns
-        t = self._bound(w, task, t + self.costs.pop_ns)
+        self.pool.free_at[queue] = t + self.serial
+        return t + self.costs.pop_ns
+
+    def _popped(self, w: int, task: int, since: float, t: float) -> None:
+        """The worker, idle since some time, takes a task off its queue at t."""
+        t = self._bound(w, task, self._pop(w, t))
         self._note_pop(w, since, t)
         self.held[w].append(task)
         self._run_held(w, t)
@@ -427,23 +465,14 @@ class _Engine:
         while len(held) < self.pop_ahead:
             another = pool.pop(pool.queue_of(w))
             if another < 0:
-                if self.loads:
-                    pool.hungry[w] = None
                 break
             held.append(another)
-            if self.loads:
-                self._bound(w, another, self.now)
-            else:
-                t = self._bound(w, another, t + self.costs.pop_ns)
+            t = self._bound(w, another, t + self.costs.pop_ns)
         self._take(w, task, t)
 
     def _bound(self, w: int, task: int, t: float) -> float:
-        """A task belongs to a worker from now on: its loader may begin, and what depends on it may be handed out."""
-        if self.ring:
-            inst = self.iteration[w] * self.n + task
-            self.loaded[inst] = self.memory.bind(w, self.ahead[task])
-            self.memory.refill(w)
-        return self._promise(task, self.iteration[w], t) if self.early else t
+        """A task belongs to a worker from now on: what depends on it may be handed out."""
+        return self._promise(task, self.iteration[w], t + self.costs.promise_ns) if self.early else t
 
     def _note_pop(self, w: int, begin: float, end: float) -> None:
         self.clock += 1
@@ -455,18 +484,94 @@ class _Engine:
         """A pushed task can be popped from now on."""
         pool = self.pool
         queue = pool.place(task)
-        w = pool.taker(queue, pool.idle)
-        if w >= 0:
-            self._popped(w, task, pool.idle.pop(w), self.now)
-            return
-        w = pool.taker(queue, pool.hungry)
+        w = pool.taker(queue)
         if w < 0:
             pool.push(queue, task)
+        elif self.lanes:
+            since, look = pool.idle.pop(w), self.costs.round_ns
+            looks = math.ceil((self.now - since) / look) if look > 0 else 0
+            self._lane_pop(w, task, max(self.now, since + looks * look))
+        else:
+            self._popped(w, task, pool.idle.pop(w), self.now)
+
+    # --- loaders ---
+
+    def _seek(self, w: int) -> None:
+        """A loader is free, now: on to its queue's next entry."""
+        it, now, queue = self.lane_iteration[w], self.now, self.p.queues[w]
+        if it == self.iterations:
             return
-        self.held[w].append(task)
-        self._bound(w, task, self.now)
-        if len(self.held[w]) >= self.pop_ahead:
-            pool.hungry.pop(w, None)
+        if self.steps and it > 0 and self.opened[it] < 0:
+            self.lane_asleep[it].append(w)
+            return
+        at = self.lane_at[w]
+        if at == len(queue):
+            self.lane_at[w], self.lane_iteration[w] = 0, it + 1
+            self._lay_out(w, -1, now)
+            self._later(max(now, self.opened[it + 1] + self.costs.step_ns), _SEEK, w)
+            return
+        entry = queue[at]
+        bound = self.pop_ahead if isinstance(entry, Drain) else DESCRIPTORS - 1
+        if self.laid[w] - self.ended[w] > bound:
+            self.full[w] = True
+        elif isinstance(entry, Drain):
+            happened = self._drain_ended(entry, it)
+            if happened >= 0:
+                self.lane_at[w] += 1
+                self._later(max(now, happened + self._drain_latency(entry)), _SEEK, w)
+                return
+            task = self.pool.pop(self.pool.queue_of(w))
+            if task < 0:
+                self.pool.idle[w] = now
+            else:
+                self._lane_pop(w, task, now + self.costs.seek_ns)
+        else:
+            self.lane_at[w] += 1
+            self._lay_out(w, entry, now)
+
+    def _lane_pop(self, w: int, task: int, t: float) -> None:
+        self.taking[w] = task
+        self._later(self._pop(w, t) + (self.costs.promise_ns if self.early else 0.0), _TOOK, w)
+
+    def _took(self, w: int) -> None:
+        """A loader has a task, and all have been told: what that lets go is handed out first."""
+        task, t = self.taking[w], self.now
+        self._lay_out(w, task, self._promise(task, self.lane_iteration[w], t) if self.early else t)
+
+    def _lay_out(self, w: int, task: int, t: float) -> None:
+        """Lay a task out (-1: the iteration holds no more) for its worker and issue its loads, from t on."""
+        if task >= 0:
+            t += self.costs.layout_ns
+            self.laid[w] += 1
+            inst = self.lane_iteration[w] * self.n + task
+            if self.ring:
+                self.loaded[inst] = self.memory.bind(w, self.ahead[task])
+                self.memory.refill(w)
+            load = self.load[inst]
+            if load == load:
+                self._later(t + load, _SEEK, w)
+            else:  # more than the ring holds: as long as the task runs
+                self.streamed[w] = inst
+        since = self.unknowing.pop(w, None)
+        if since is None:
+            self.known[w].append((task, t))
+        else:
+            self._fetch(w, since, task, t)
+
+    def _fetch(self, w: int, since: float, task: int, known: float) -> None:
+        """The worker, free since some time, finds what was laid out."""
+        t = max(since, known)
+        self._note_pop(w, since, t)
+        if task < 0:
+            self._leave(w, t)
+        else:
+            self._take(w, task, t)
+
+    def _task_ended(self, w: int) -> None:
+        self.ended[w] += 1
+        if self.full[w]:
+            self.full[w] = False
+            self._seek(w)
 
     def _drain_ended(self, drain: Drain, it: int) -> float:
         return self.opened[it + 1] if drain.event == ITERATION else self.happened[it * self.n_events + drain.event]
@@ -478,33 +583,30 @@ class _Engine:
         """Workers that idle in a drain until this event go on."""
         for w in list(self.pool.idle):
             drain = self._drain_of(w)
-            if drain.event == event and self._drain_ended(drain, self.iteration[w]) >= 0:
-                self._leave_drain(w, self.pool.idle.pop(w), t + self._drain_latency(drain))
+            it = (self.lane_iteration if self.lanes else self.iteration)[w]
+            if drain.event == event and self._drain_ended(drain, it) >= 0:
+                since = self.pool.idle.pop(w)
+                if self.lanes:
+                    self._later(self.now, _SEEK, w)
+                else:
+                    self._leave_drain(w, since, t + self._drain_latency(drain))
 
     def _leave_drain(self, w: int, since: float, until: float) -> None:
         """A worker that found nothing since some time hears that the drain is over."""
         t = max(since, until)
         if t > since:
             self._note_pop(w, since, t)
-        self.pool.hungry.pop(w, None)
         self.at[w] += 1
-        if self.ring:
-            self._bind_run(w)
         self._next(w, t)
 
     def _bind_run(self, w: int) -> None:
-        """Tell the loader of the queue's tasks up to the next drain; without drains, of the next iteration's too."""
-        it, queue = self.iteration[w], self.p.queues[w]
-        runs = [(it, self.at[w])]
-        if not any(isinstance(e, Drain) for e in queue):
-            if it > 0:
-                return  # all were bound at the first
-            runs = [(i, 0) for i in range(self.iterations)]
-        for i, begin in runs:
-            for entry in queue[begin:]:
-                if isinstance(entry, Drain):
-                    break
-                self.loaded[i * self.n + entry] = self.memory.bind(w, self.ahead[entry])
+        """Tell the loader of a static queue of the tasks of all iterations."""
+        if self.iteration[w] > 0:
+            return
+        for it in range(self.iterations):
+            for entry in self.p.queues[w]:
+                assert not isinstance(entry, Drain)
+                self.loaded[it * self.n + entry] = self.memory.bind(w, self.ahead[entry])
         self.memory.refill(w)
 
     # --- afterwards ---

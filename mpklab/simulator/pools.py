@@ -12,8 +12,7 @@ from mpklab.schedule import Handout
 class Pool:
     """Ready tasks, in one queue or one per worker, and the workers that wait for some.
 
-    `idle` have nothing else to do, since when; `hungry` run a task and would take another ahead. Of each the one that
-    waits longest is served first, idle ones before hungry ones.
+    `idle`: those that would take a task, since when; the one that waits longest is served first.
     """
 
     def __init__(self, workers: int, handout: Handout, home: Sequence[int], priority: Sequence[float]):
@@ -25,7 +24,6 @@ class Pool:
         self._heap: list[list[tuple[float, int, int]]] = [[] for _ in range(n)]
         self._pushed = 0
         self.idle: dict[int, float] = {}
-        self.hungry: dict[int, None] = {}
         self.free_at = [0.0] * n  # when a queue's next pop may begin
 
     def queue_of(self, worker: int) -> int:
@@ -54,8 +52,8 @@ class Pool:
             return self._fifo[queue].popleft() if self._fifo[queue] else -1
         return heapq.heappop(self._heap[queue])[2] if self._heap[queue] else -1
 
-    def taker(self, queue: int, waiting: dict[int, float] | dict[int, None]) -> int:
-        """The worker among those waiting that gets what was pushed to a queue, or -1."""
+    def taker(self, queue: int) -> int:
+        """The idle worker that gets what was pushed to a queue, or -1."""
         if not self._central:
-            return queue if queue in waiting else -1
-        return next(iter(waiting), -1)
+            return queue if queue in self.idle else -1
+        return next(iter(self.idle), -1)
