@@ -25,7 +25,7 @@ demo: setup ## compile SmolLM2-135M to one persistent kernel, let it answer, lea
 	@$(BIN)/python -m mpklab demo $(ARGS)
 
 test: setup ## run the tests (JOBS=2 at a time; ARGS='-k name' picks some)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-gpu: ## run the tests that need an NVIDIA GPU, with the Python at hand and nothing installed
 	@PYTHONPATH=. python3 -m pytest tests/gpu $(ARGS)
