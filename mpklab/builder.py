@@ -44,6 +44,11 @@ class Library:
     def log(self) -> str:
         return (self.folder / "build.log").read_text()
 
+    @property
+    def identity(self) -> str:
+        """The compiler's version, its options and the CPU features or architecture it compiled for, as the key has them."""
+        return str(json.loads((self.folder / "meta.json").read_text())["compiler"])
+
 
 def compile_source(
     source: Source,

@@ -245,7 +245,11 @@ def clock_hz() -> float:
 
 
 def facts() -> dict[str, Any]:
-    """Driver, clocks, power cap and throttle reasons, for the stamp; what nvidia-smi does not say is left out."""
+    """Driver, clocks, power cap and throttle reasons of torch's device, for the stamp; what nvidia-smi does not say is
+    left out. nvidia-smi counts all GPUs, torch those it may see, so the device is asked for by its UUID."""
+    import torch
+
+    uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
     fields = (
         "driver_version",
         "clocks.sm",
@@ -254,7 +258,7 @@ def facts() -> dict[str, Any]:
         "temperature.gpu",
         "clocks_event_reasons.active",
     )
-    line = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"]
+    line = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", f"--id=GPU-{uuid}"]
     try:
         done = subprocess.run(line, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

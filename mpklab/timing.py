@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mpklab import stamp
 from mpklab.confidence import median_ratio
 from mpklab.errors import RunError, answers_slips, suggest
 from mpklab.graph import Graph, Tensor
@@ -129,6 +130,7 @@ def time(
     After `warmup` calls of each, every round runs all of them once in a random order. A kernel's ms is per iteration,
     by its own clock, of launches of so many `iterations` (see `Prepared` for what it runs on; a Session is launched as
     it stands); a function's is the wall time of one call, with the GPU's work done at both ends. `ratio` compares two.
+    What was measured with and on is in `.attrs["stamp"]`.
     """
     if not what:
         raise RunError("time needs something to run: {'name': kernel or function, …}")
@@ -144,7 +146,15 @@ def time(
     for number in range(rounds):
         for order, i in enumerate(rng.permutation(len(names))):
             rows.append((names[i], number, order, calls[names[i]]() * 1e3))
-    return pd.DataFrame(rows, columns=["name", "round", "order", "ms"])
+    table = pd.DataFrame(rows, columns=["name", "round", "order", "ms"])
+    kernels = [thing if isinstance(thing, Kernel) else getattr(thing, "kernel", None) for thing in what.values()]
+    first = next((kernel for kernel in kernels if isinstance(kernel, Kernel)), None)
+    table.attrs["stamp"] = stamp.collect(
+        device=first.device_facts() if first else None,
+        hashes={name: k.schedule.hash for name, k in zip(what, kernels, strict=True) if isinstance(k, Kernel)},
+        seeds=[seed],
+    )
+    return table
 
 
 def _call(name: str, thing: Any, iterations: int, position: int | None, seed: int) -> Callable[[], float]:

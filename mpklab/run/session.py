@@ -250,8 +250,10 @@ class Session:
         limit = env.wait_limit_s(DEFAULT_WAIT_LIMIT_S[kernel.backend]) if wait_limit_s is None else wait_limit_s
         memory = self._launch_memory(iterations, window, dims, drop_signals, limit)
         host_view = memory.host.host()
+        before: dict[str, Any] = {}
         if window.level:
             stamp.commit(), stamp.versions()  # found once in a process: now, and not between Ctrl-C and the next cell
+            before = kernel.device_facts()
         flight: Any = None
         interrupted: BaseException | None = None
         seen = 0
@@ -268,7 +270,7 @@ class Session:
                 raise
             interrupted = error
         flight.finish()
-        profile_value = self._profile(memory, window, flight.seconds)
+        profile_value = self._profile(memory, window, flight.seconds, before)
         if profile_value is not None:
             kernel.last_profile = profile_value
             keep(profile_value)
@@ -474,11 +476,23 @@ class Session:
             if (words[int(tasks.words[t, 0]) * column // 4 : int(tasks.words[t, 1]) * column // 4] == -1).any()
         ]
 
-    def _profile(self, memory: LaunchMemory, window: Window, seconds: float) -> Profile | None:
+    def _seeds(self) -> list[int]:
+        """What the rows of the batch draw with; empty where tokens are not drawn."""
+        drawn = self.kernel.graph.operands_of("sample_reduce")
+        if "seed" not in drawn:
+            return []
+        words = self.tensors[drawn["seed"]][:, :2].cpu().numpy().copy()
+        return [int(seed) for seed in words.view(np.int64).flatten()]
+
+    def _profile(
+        self, memory: LaunchMemory, window: Window, seconds: float, before: Mapping[str, Any]
+    ) -> Profile | None:
         if memory.lanes is None:
             return None
         kernel = self.kernel
         schedule = kernel.schedule
+        after = kernel.device_facts()
+        changed = {k: v for k, v in before.items() if v != after.get(k)}
         return Profile.from_parts(
             _written(memory.lanes),
             schedule.workers,
@@ -487,7 +501,10 @@ class Session:
             clock_hz=kernel.clock_hz,
             **recipe.tables(schedule),
             stamp=stamp.collect(
-                device=kernel.device_facts(), hashes={**recipe.hashes(schedule), "source": kernel.source.hash}
+                device={**after, "before": changed} if changed else after,
+                hashes={**recipe.hashes(schedule), "source": kernel.source.hash},
+                compiler=kernel.library(window.level).identity,
+                seeds=self._seeds(),
             ),
             meta={
                 **recipe.meta(schedule),

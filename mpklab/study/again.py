@@ -14,7 +14,7 @@ from mpklab.profile import Profile, Window
 from mpklab.run import build
 from mpklab.timing import Prepared
 
-ALWAYS_DIFFER = ("created", "cpu.load")
+ALWAYS_DIFFER = ("created", "cpu.load", "device.before")  # and what begins so
 
 
 def rerun(
@@ -48,7 +48,7 @@ def rerun(
     ]
     for name in [*before, *(n for n in now if n not in before)]:
         a, b = before.get(name), now.get(name)
-        rows.append((name, a, b, a != b and name not in ALWAYS_DIFFER))
+        rows.append((name, a, b, a != b and not name.startswith(ALWAYS_DIFFER)))
     table = pd.DataFrame(rows, columns=["field", "recorded", "now", "differs"])
     order = (~table["differs"]).astype(int)
     order.iloc[0] = -1
