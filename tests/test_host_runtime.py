@@ -451,7 +451,7 @@ def test_two_runs_at_once(library: Library) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(600)
     assert outcomes == {0: 0, 1: 0}
     for decoder in decoders:
         assert decoder.generated[0, 1:60].tolist() == decoder.expect()
