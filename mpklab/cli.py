@@ -204,12 +204,13 @@ def _generate(args: argparse.Namespace) -> int:
         on_token=None if args.json else lambda _, piece: print(piece, end="", flush=True),
         **rules,
     )
-    if args.profile and answer.profile:
-        answer.profile.save(args.profile)
     if args.json:
         print(json.dumps({"tokens": list(answer.tokens), "text": answer.text, "seconds": answer.seconds}))
     else:
         print()
+    if args.profile and answer.profile:
+        answer.profile.save(args.profile)
+    if not args.json:
         rate = f"{len(answer.tokens)} tokens in {answer.seconds:.2f} s, {answer.tokens_per_second:.1f} a second"
         print(f"[{rate}{f'; recorded in {args.profile}' if args.profile else ''}]", file=sys.stderr)
     return 0

@@ -42,10 +42,9 @@ def main(args: argparse.Namespace) -> int:
     print(f"\n\n{len(answer.tokens)} tokens; the first came {moments[0]:.1f} s after the start\n", flush=True)
     compare(kernel)
     print()
-    keep(args.out, kernel)
-    print(
-        f"\nOpen {args.out}/studio.html in a browser: what each worker did, task by task, beside the graph. Next: `make lab`."
-    )
+    if "studio.html" in keep(args.out, kernel):
+        print(f"\nOpen {args.out}/studio.html in a browser: what each worker did, task by task, beside the graph.")
+    print("Next: `make lab` opens the notebooks.")
     return 0
 
 
@@ -79,8 +78,8 @@ def eager_seconds(module: Any, prompt: Sequence[int], tokens: int) -> float:
     return time.perf_counter() - begin
 
 
-def keep(folder: Path, kernel: Any) -> None:
-    """Leave the graph, a recorded run and its timeline, and say where; one that cannot be drawn loses no other."""
+def keep(folder: Path, kernel: Any) -> set[str]:
+    """Leave the graph and a recorded run, say where, and return what was kept; one that cannot be drawn loses no other."""
     profile = kernel.generate(QUESTION, max_new_tokens=RECORDED_TOKENS, profile=2).profile
     cost = [f"What cost most: {finding}" for finding in profile.explain()["finding"][:1]]
     graph = kernel.graph
@@ -96,10 +95,13 @@ def keep(folder: Path, kernel: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    kept = set()
     for name, file, write in what:
         path = folder / file
         try:
             write(path)
+            kept.add(file)
             print(f"  {name:<22} {path} ({human_bytes(path.stat().st_size)})")
         except (MpkError, OSError) as error:
             print(f"  {name:<22} not kept: {error}")
+    return kept

@@ -6,9 +6,12 @@ Everything is read when asked for, not at import, so that a variable set in a no
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +121,24 @@ def private_folder(path: Path) -> Path:
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EnvError(f"others may write to {path}, and what lies there is run as code: chmod go-w {path}")
     return path
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write to that becomes `target` at the end: no reader sees half a file, and what failed leaves nothing.
+
+    What exists and is no file, such as /dev/stdout, is written to as it is.
+    """
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        with suppress(OSError):  # a read-only folder, where there is none; what went wrong is on its way already
+            part.unlink(missing_ok=True)
 
 
 def unknown_variables() -> list[str]:

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import secrets
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mpklab import abi
+from mpklab.env import whole_file
 from mpklab.errors import ProfileError, suggest
 from mpklab.presented import Presented
 
@@ -240,15 +240,11 @@ class Profile(Presented):
         target = Path(path)
         if not target.suffix:
             target = target.with_suffix(SUFFIX)
-        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         try:
-            with open(part, "xb") as f:
+            with whole_file(target) as part, open(part, "wb") as f:
                 _write(self.trimmed(), f)
-            os.replace(part, target)
         except OSError as e:
             raise ProfileError(f"cannot save the profile to {target}: {e.strerror or e}") from e
-        finally:
-            part.unlink(missing_ok=True)
         return target
 
     @classmethod

@@ -26,6 +26,39 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return capsys.readouterr().err
 
 
+def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "page.html"
+    with env.whole_file(target) as part:
+        part.write_text("whole")
+    with pytest.raises(OSError, match="No space"), env.whole_file(target) as part:
+        part.write_text("ha")
+        raise OSError(28, "No space left on device")
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"] and target.read_text() == "whole"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="what went wrong first"), env.whole_file(target):
+        raise OSError("what went wrong first")
+    with env.whole_file(Path("/dev/null")) as part:
+        assert part == Path("/dev/null")
+
+
+def test_a_page_that_did_not_fit_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("the one before")
+    whole = Path.write_text
+
+    def half(path: Path, text: str, **options: str) -> int:
+        whole(path, text[: len(text) // 2], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    assert cli.main(["view", "cpu-smollm2-135m", "--no-open", "-o", str(page)]) == 1
+    assert page.read_text() == "the one before" and list(tmp_path.iterdir()) == [page]
+
+
 def test_a_package_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     for name in [name for name in sys.modules if name.startswith("mpklab.profile_cli")]:

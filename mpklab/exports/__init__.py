@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gzip
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from mpklab.env import whole_file
 from mpklab.errors import ProfileError, need_package, suggest
 from mpklab.exports.chrome import chrome_trace
 from mpklab.exports.perfetto import perfetto_trace
@@ -34,20 +34,17 @@ def export(profile: Profile, path: str | os.PathLike[str], select: Sequence[int]
     suffix = target.with_suffix("").suffix if packed else target.suffix
     if suffix not in FORMATS:
         raise ProfileError(f"cannot export to {target.name!r}: unknown suffix {suffix!r}; {suggest(suffix, FORMATS)}")
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        if suffix in (".pftrace", ".json"):
-            data = perfetto_trace(profile, select) if suffix == ".pftrace" else chrome_trace(profile).encode()
-            part.write_bytes(gzip.compress(data, 5) if packed else data)
-        elif suffix == ".csv":
-            spans(profile).to_csv(part, index=False, compression="gzip" if packed else None)
-        else:
-            _parquet(profile, part)
-        os.replace(part, target)
+        with whole_file(target) as part:
+            if suffix in (".pftrace", ".json"):
+                data = perfetto_trace(profile, select) if suffix == ".pftrace" else chrome_trace(profile).encode()
+                part.write_bytes(gzip.compress(data, 5) if packed else data)
+            elif suffix == ".csv":
+                spans(profile).to_csv(part, index=False, compression="gzip" if packed else None)
+            else:
+                _parquet(profile, part)
     except OSError as e:
         raise ProfileError(f"cannot write {target}: {e.strerror or e}") from e
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpklab.env import whole_file
+
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./([a-z_]+\.js)";\n', re.MULTILINE)
 
 # A module's default export is made from the text of another module, which is loaded as anywidget loads this one.
@@ -156,5 +158,6 @@ def write(text: str, path: str | Path | None) -> str | Path:
     if path is None:
         return text
     target = Path(path)
-    target.write_text(text, encoding="utf-8")
+    with whole_file(target) as part:
+        part.write_text(text, encoding="utf-8")
     return target
