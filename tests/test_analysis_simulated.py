@@ -12,6 +12,7 @@ from mpklab.analysis.idle import NAMES
 from mpklab.analysis.observed import observe
 from mpklab.analysis.replay import measured
 from mpklab.frames.tables import operator_columns
+from mpklab.schedule import Handout
 from mpklab.simulator import predict
 
 
@@ -115,3 +116,37 @@ def test_a_recording_is_replayed_as_it_was_simulated(simulated):
     assert abs(table["gain"].iloc[1]) < 1e-3
     assert table["makespan_ns"].iloc[2] > 0
     assert analysis.explain(profile)["gain_ns"].max() > 0
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return mk.models.random("qwen3-0.6b", weights=False).decode_graph(batch=1, context=256, layers=2)
+
+
+def test_hand_offs_by_words_and_by_counters_are_predicted_from_each_other(graph):
+    h200 = mk.Machine.named("h200")
+    schedules = {kind: mk.assign(mk.lower(graph, h200, handoff=kind)) for kind in ("counter", "data")}
+    ns = np.full(len(schedules["data"].tasks), 3000.0)
+    made = {kind: predict(s, durations=ns, iterations=3).to_profile() for kind, s in schedules.items()}
+    for kind, other in (("counter", "data"), ("data", "counter")):
+        asked, truth = (measured(made[k]).makespan_ns for k in (kind, other))
+        table = analysis.what_if(made[kind], handoff=other)
+        assert table["change"].iloc[2] == f"hand-offs by {'words' if other == 'data' else 'counters'}"
+        assert table["makespan_ns"].iloc[2] == pytest.approx(truth, rel=0.005)
+        assert abs(truth / asked - 1) > 0.01 and table["error"].iloc[2] >= 0.03
+        same = analysis.what_if(made[kind], handoff=kind)["makespan_ns"]
+        assert same.iloc[2] == same.iloc[1]
+    with pytest.raises(mk.ProfileError, match="counted"):
+        analysis.what_if(made["counter"], handoff="data", mode="dynamic")
+    with pytest.raises(mk.ProfileError, match="counter"):
+        analysis.what_if(made["counter"], handoff="count")
+
+
+def test_handing_out_is_predicted_from_queues(graph):
+    schedule = mk.assign(mk.lower(graph, mk.Machine.named("h200")))
+    ns = np.full(len(schedule.tasks), 3000.0)  # nothing that queued behind others' bytes
+    static = predict(schedule, durations=ns, iterations=3)
+    dynamic = predict(schedule, durations=ns, iterations=3, mode="dynamic", handout=Handout("central", pop_ahead=1))
+    assert dynamic.makespan_ns > 1.5 * static.makespan_ns
+    table = analysis.what_if(static.to_profile(), mode="dynamic")
+    assert table["makespan_ns"].iloc[2] == pytest.approx(dynamic.makespan_ns, rel=0.02)

@@ -23,14 +23,19 @@ from mpklab.errors import MpkError, ProfileError, suggest
 from mpklab.frames import NEVER, decode, records
 from mpklab.frames.tables import family
 from mpklab.profile import Profile
-from mpklab.schedule import assign
+from mpklab.schedule import Schedule, assign
 from mpklab.simulator import Costs, Program, Work, loads, run
+from mpklab.tasks.handoffs import choose_handoffs
 
 MAX_INSTANCES = 200_000  # tasks × iterations that one replay walks through
 ALONE = 1.5  # how much faster a worker loads whose neighbours are idle (one H200)
 MIN_WAITS, MAX_WAITS = 5, 20_000  # fewer say nothing of hand-offs; more are thinned out
 QUIET = 0.05  # the part of an operator's tasks that nothing was in the way of
+DYNAMIC = "dynamic mode"
 KINDS = {"counter": False, "data": True}  # by abi.Handoff name: whether words say themselves when they are there
+# By how much predictions were off at most that were run afterwards, by what they change (Qwen3-0.6B on two H200s,
+# profiles/LOG.md); what a change of hand-offs does was never recorded on both sides.
+OFF = {"policy": 0.05, "workers": 0.06, "mode": 0.08, "tiles": 0.08, "handoff": 0.03}
 HANDED_OVER = 0.8  # an event that happened so many hand-offs ago is seen at the first look
 
 
@@ -271,9 +276,14 @@ def _looks(profile: Profile, seen: Observed, stated: Mapping[str, float]) -> tup
     out = {}
     for name, words in KINDS.items():
         mine = ~past & (by_words == words)
-        # A kind that the recording does not show takes what the other does.
-        mine = mine if mine.sum() >= MIN_WAITS else ~past
-        out[name] = handoff(behind[mine], dur[mine])
+        if mine.sum() >= MIN_WAITS:
+            out[name] = handoff(behind[mine], dur[mine])
+    if not out:
+        return look, dict.fromkeys(KINDS, handoff(behind[~past], dur[~past]))
+    for name in KINDS.keys() - out.keys():  # to the other as the machine's figures are
+        shown = next(iter(out))
+        times = stated[name] / stated[shown] if stated.get(name) and stated.get(shown) else 1.0
+        out[name] = round(out[shown] * times, 3)
     return look, out
 
 
@@ -287,6 +297,7 @@ def what_if(
     tiles: Mapping[str, int] | None = None,
     faster: Mapping[str, float] | None = None,
     handoff_ns: float | None = None,
+    handoff: str | None = None,
     prefetch: bool = False,
     top: int = 8,
 ) -> pd.DataFrame:
@@ -297,10 +308,15 @@ def what_if(
     policy: a name of `mk.schedule.POLICIES` or a function (needs the profile's recipe) · workers: how many · mode:
     "dynamic" or "static" · queues: task ids per worker, or a table with worker, position and task · tiles: other tile sizes,
     by operator or kind as `lower` takes them (with a policy's name or workers alone) · faster: how many
-    times faster, by operator name, kind, or name without layer · handoff_ns: every hand-off takes this long · prefetch:
+    times faster, by operator name, kind, or name without layer · handoff_ns: every hand-off takes this long · handoff:
+    "counter" or "data", how outputs are handed over where they can be, as `lower` takes it (needs the recipe) · prefetch:
     no consumer ever waits for a page (needs level 3).
-    change · makespan_ns · gain_ns: against the replay of the recorded schedule · gain: as a share of it. The first two
-    rows are the measurement itself and that replay; the second's gain is how far it is off, its own error.
+    change · makespan_ns · gain_ns: against the replay of the recorded schedule · gain: as a share of it · error: how far,
+    as a share too, such predictions were off at most when they were run on a GPU, and no less than the replay itself is;
+    NaN where none was run. The first two rows are the measurement itself and that replay; the second's gain is how far
+    it is off, its own error. What a recording itself costs is part of all: ask recordings of level 2 rather than 3, where
+    a short step is a tenth longer than without. A kind of hand-off that the recording does not show takes as many times
+    what the other does as the machine's figures say; how words keep those busy who poll them is not modelled.
     """
     m = measured(profile)
     base = m.run()
@@ -310,13 +326,14 @@ def what_if(
     ]
     asked = [policy is not None or workers is not None or mode is not None or queues is not None]
     asked += [faster is not None, handoff_ns is not None, prefetch]
-    if tiles and (mode is not None or queues is not None or any(asked[1:]) or callable(policy)):
+    asked[0] |= handoff is not None
+    if tiles and (mode is not None or queues is not None or handoff or any(asked[1:]) or callable(policy)):
         raise ProfileError("tiles can be changed together with a policy's name or the number of workers alone")
     if tiles or any(asked):
         if tiles:
             made = cut(m, tiles, str(policy) if policy else None, workers).run()
         else:
-            chosen = program(m, policy, workers, mode, queues) if asked[0] else m.program
+            chosen = program(m, policy, workers, mode, queues, handoff) if asked[0] else m.program
             work = _faster(m, _signalling(m, chosen), faster or {})
             work = prefetched(m, work) if prefetch else work
             costs = m.costs if handoff_ns is None else flat(m.costs, float(handoff_ns))
@@ -329,6 +346,7 @@ def what_if(
             "other queues" if queues is not None else "",
             *(f"{name} {factor:g}× faster" for name, factor in (faster or {}).items()),
             f"hand-offs of {handoff_ns:g} ns" if handoff_ns is not None else "",
+            f"hand-offs by {'words' if handoff == 'data' else 'counters'}" if handoff is not None else "",
             "pages always there" if prefetch else "",
         ]
         rows.append((", ".join(s for s in said if s), made, base - made))
@@ -337,7 +355,16 @@ def what_if(
     ns = np.array([r[1] for r in rows])
     gain = np.array([r[2] for r in rows])
     share = gain / np.where(np.arange(len(rows)) <= 1, max(1.0, m.makespan_ns), max(1.0, base))
-    return pd.DataFrame({"change": [r[0] for r in rows], "makespan_ns": ns, "gain_ns": gain, "gain": share})
+    changed = {"policy": policy, "workers": workers, "mode": mode, "tiles": tiles, "handoff": handoff}
+    unknown = queues is not None or any(asked[1:])
+    far = float("nan") if unknown else max([OFF[name] for name, value in changed.items() if value is not None] or [0])
+    error = [float("nan"), abs(share[1])]
+    for change in [r[0] for r in rows[2:]]:
+        most = far if tiles or any(asked) else OFF["mode"] if change == DYNAMIC else float("nan")
+        error.append(max(most, error[1]) if most == most else most)
+    return pd.DataFrame(
+        {"change": [r[0] for r in rows], "makespan_ns": ns, "gain_ns": gain, "gain": share, "error": error}
+    )
 
 
 def _single_changes(m: Measured, base: float, top: int) -> list[tuple[str, float, float]]:
@@ -345,7 +372,7 @@ def _single_changes(m: Measured, base: float, top: int) -> list[tuple[str, float
     if _page_waits(m) is not None:
         runs.append(("pages always there", m.run(work=prefetched(m, m.work))))
     if (m.profile.tasks["worker"] >= 0).all():
-        runs.append(("dynamic mode", replayed(m, mode="dynamic")))
+        runs.append((DYNAMIC, replayed(m, mode="dynamic")))
     spent: dict[str, float] = {}
     for o, ns in zip(m.profile.operators, _per_operator(m), strict=True):
         spent[family(str(o["name"]))] = spent.get(family(str(o["name"])), 0.0) + ns
@@ -416,21 +443,40 @@ def prefetched(m: Measured, work: Work) -> Work:
     return replace(work, execute=np.maximum(work.execute - stood, 0.0))
 
 
+def _handed_over(profile: Profile, kind: str) -> Schedule:
+    """The recorded schedule with outputs handed over by counters alone, or by words where they can be."""
+    recorded = recipe.schedule_of(profile)
+    tasks, plan = recorded.tasks, recorded.tasks.plan
+    handoffs = choose_handoffs(tasks.graph, tasks.machine, plan.tilings, plan.settings, kind)
+    made = replace(recorded, tasks=replace(tasks, plan=replace(plan, handoffs=handoffs)))
+    if kind == "data" and not made.by_words.any():
+        raise ProfileError("handoff: no output of this schedule can be handed over by words")
+    return made
+
+
 def program(
     m: Measured,
     policy: str | Callable[..., Any] | None,
     workers: int | None,
     mode: str | None,
     queues: Sequence[Sequence[int]] | pd.DataFrame | None,
+    handoff: str | None = None,
 ) -> Program:
     """The recorded tasks under another schedule."""
     made = m.program
+    if handoff is not None and (mode == "dynamic" or made.pooled.any()):
+        raise ProfileError("handoff: where tasks are handed out at run time every event is counted")
     if mode not in (None, "static", "dynamic"):
         raise ProfileError(f"mode: {suggest(str(mode), ('static', 'dynamic'))}")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or not 0 < workers < 1 << 16):
         raise ProfileError(f"workers: expected a count from 1, found {workers!r}")
     count = m.profile.n_workers if workers is None else workers
     try:
+        recorded = _handed_over(m.profile, handoff) if handoff is not None else None
+        if recorded is not None:
+            words = frozenset(np.flatnonzero(recorded.by_words[recorded.tasks.event_producer]).tolist())
+            if words != made.words:
+                made = replace(made, words=words).as_static(cast(Any, made.queues))
         if queues is not None:
             if isinstance(queues, pd.DataFrame):
                 by: Any = queues.sort_values(["worker", "position"]).groupby("worker")["task"]
@@ -439,11 +485,13 @@ def program(
                 queues = [lists.get(w, []) for w in range(count)]
             made = made.as_static(queues)
         elif policy is not None or (workers is not None and mode != "dynamic"):
-            recorded = recipe.schedule_of(m.profile)
+            recorded = recorded or recipe.schedule_of(m.profile)
             schedule = assign(recorded.tasks, policy=policy or recorded.policy, workers=count)
             made = Program.of_schedule(schedule)
         if mode == "dynamic":
-            made = made.as_dynamic(count)
+            # As `assign` has it: a loader takes a task while its worker computes.
+            ahead = made.handout if made.pooled.any() else replace(made.handout, pop_ahead=int(m.costs.ring_bytes > 0))
+            made = made.as_dynamic(count, ahead)
     except ProfileError:
         raise
     except MpkError as error:
