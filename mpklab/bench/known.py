@@ -121,7 +121,7 @@ def symptoms(profile: Profile, operator: str, task: int) -> dict[str, list[float
     out: dict[str, list[float]] = {name: [] for name in MOVED["signals"]}
     inside = t["iteration"].unique()[1:]  # the first may begin anywhere
     caused = mine[np.where(p.cause < profile.n_tasks, p.cause, -1)]
-    waiters = np.append(np.zeros(profile.n_tasks, bool), False)
+    waiters = np.zeros(profile.n_tasks + 1, bool)  # the last stands for no task
     rules = protocol(profile)
     told = rules.signal_event[mine[rules.signal_task]]
     waiters[rules.wait_task[np.isin(rules.wait_event, told)]] = True
