@@ -168,7 +168,7 @@ struct Block {
   void run();
   void leave();
   void choose_warp();
-  void land(const Copy& copy);
+  void land_first();
   void start(u32 thread);
 };
 
@@ -186,6 +186,8 @@ struct Machine {
     random_state ^= random_state << 13, random_state ^= random_state >> 7, random_state ^= random_state << 17;
     return random_state * 0x2545f4914f6cdd1dull >> 32;
   }
+  // Switches: as often a few as very many, at most 2^most.
+  u64 any_length(u32 most) { return random() % (1ull << (1 + random() % most)); }
   // Somewhere a lane may find what it looked for in vain.
   void progress() {
     last_progress = now;
@@ -298,7 +300,9 @@ inline std::string standing() {
   __builtin_unreachable();
 }
 
-inline void Block::land(const Copy& copy) {
+inline void Block::land_first() {
+  Copy copy = copies.top();
+  copies.pop();
   if (copy.bytes) std::memcpy(copy.to, copy.early ? copy.early->data() : copy.from, copy.bytes);
   if (copy.barrier) {
     Mbarrier& barrier = *(Mbarrier*)copy.barrier;
@@ -314,11 +318,7 @@ inline void Block::land(const Copy& copy) {
 inline void Block::choose_warp() {
   for (;;) {
     if (!machine.report.empty()) return;
-    while (!copies.empty() && copies.top().due <= machine.now) {
-      Copy copy = copies.top();
-      copies.pop();
-      land(copy);
-    }
+    while (!copies.empty() && copies.top().due <= machine.now) land_first();
     u32 able = 0, busy = 0, left = 0;
     for (Warp& w : warps) {
       left += w.gone != everyone;
@@ -326,8 +326,9 @@ inline void Block::choose_warp() {
       busy += w.ready != 0 && w.ready != w.vain;
     }
     if (left == 0) return;
-    if (able == 0 && !copies.empty()) {
-      machine.now = std::max(machine.now, copies.top().due);
+    // Memory may be as slow as it likes: some copies land only when nobody can go on without them.
+    if (!copies.empty() && (able == 0 || (busy == 0 && one_in(16)))) {
+      land_first();
       continue;
     }
     if (able == 0) fail("deadlock: every thread of the block waits for another one");
@@ -345,7 +346,7 @@ inline void Block::choose_warp() {
       w = &warps[warp];
       // Those that wait look again now and then; a few are held up for long, which no program may rely on not to be.
     } while (w->ready == 0 || (++tries < 64 && (w->held_until > machine.now || (w->ready == w->vain && !one_in(4)))));
-    if (one_in(256)) w->held_until = machine.now + machine.random() % 4096;
+    if (one_in(256)) w->held_until = machine.now + machine.any_length(14);
     turn = w->ready;
     first = u32(machine.random() % lanes);
     return;
@@ -565,7 +566,7 @@ inline bool try_wait(u64* at, u32 parity) {
   return barrier.phase != parity;
 }
 
-inline u64 landing_time() { return machine->now + 1 + machine->random() % (2u << machine->random() % 13); }
+inline u64 landing_time() { return machine->now + 1 + machine->any_length(20); }
 
 // It lands at some later time; until then the place holds NaN. The source is read now or then: both are allowed.
 inline void copy_later(void* to, const void* from, u32 bytes, u64* barrier, u64 due) {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,16 +71,19 @@ def compiled(text: str, *flags: str) -> Path:
     line = [*env.cxx_command(), *FLAGS, *flags, f"-I{HERE / 'include'}", f"-I{env.csrc_folder() / 'include'}"]
     line += ["-include", str(HERE / "cuda.hpp"), "-x", "c++"]
     key = hashlib.sha256("\n".join([*line, text]).encode() + _headers()).hexdigest()[:24]
-    folder = env.private_folder(env.cache_folder() / "emulated")
-    library, mine = folder / f"{key}.so", folder / f"{key}.{os.getpid()}"
-    if not library.exists():
-        entry = mine.with_suffix(f".{os.getpid()}.cu")
-        entry.write_text(text + "MPK_EMULATED(mpk_kernel)\n")
-        done = subprocess.run([*line, str(entry), "-o", str(mine)], capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(line)} {entry}\n{done.stderr[:6000]}"
-        mine.rename(library)
-        entry.unlink()
-    return library
+    root = env.private_folder(env.cache_folder() / "emulated")
+    folder, mine = root / key, root / f".{key}.{os.getpid()}"
+    if not folder.exists():
+        mine.mkdir()
+        (mine / "kernel.cu").write_text(text + "MPK_EMULATED(mpk_kernel)\n")
+        line += [str(mine / "kernel.cu"), "-o", str(mine / "kernel.so")]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(line)}\n{done.stderr[:6000]}"
+        (mine / "meta.json").write_text(json.dumps({"compiler": " ".join(line)}))
+        with contextlib.suppress(OSError):  # somebody else was first
+            mine.rename(folder)
+        shutil.rmtree(mine, ignore_errors=True)
+    return folder / "kernel.so"
 
 
 def launch(library: Path, launch: np.ndarray, blocks: int, settings: dict[str, int], seed: int = 0) -> None:
@@ -99,17 +105,16 @@ def launch(library: Path, launch: np.ndarray, blocks: int, settings: dict[str, i
 def _with_lines(report: str, library: Path) -> str:
     """The addresses of a report as the lines of the project's own files, innermost first."""
     addresses = sorted(set(re.findall(r"@([0-9a-f]+)", report)))
+    try:
+        command = ["addr2line", "-e", str(library), "-a", "-i", *addresses]
+        told = subprocess.run(command, capture_output=True, text=True).stdout
+    except OSError:  # without binutils the places have no names
+        told = ""
     lines: dict[str, str] = {}
-    for address in addresses:
-        command = ["addr2line", "-e", str(library), "-i", address]
-        try:
-            told = subprocess.run(command, capture_output=True, text=True).stdout.split()
-        except OSError:  # without binutils the places have no names
-            break
-        named = [re.sub(r".*/mpklab/", "", line) for line in told if "/csrc/include/mpklab/" in line]
-        lines[address] = " < ".join(named)
-    named = re.sub(r" @([0-9a-f]+)", lambda m: f" < {lines[m[1]]}" if lines.get(m[1]) else "", report)
-    return re.sub(r"( < platform\.h:\d+)+", "", named)
+    for address, places in re.findall(r"^0x([0-9a-f]+)\n((?:(?!0x).*\n)*)", told, re.M):
+        named = re.findall(r"include/mpklab/(?!device/ptx)(\S+)", places)
+        lines[f"{int(address, 16):x}"] = "".join(f" < {line}" for line in named if not line.startswith("platform"))
+    return re.sub(r" @([0-9a-f]+)", lambda m: lines.get(m[1], ""), report)
 
 
 class EmulatedLibrary:
