@@ -236,6 +236,29 @@ def plain_kernel(cubin: bytes, name: str) -> Any:
     return launch
 
 
+def has_time_limit() -> bool:
+    """Whether the driver stops kernels on torch's device that run for seconds, because it drives a display."""
+    import torch
+
+    driver = _driver()
+    wanted = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT
+    number = _check(driver.cuDeviceGet(torch.cuda.current_device()), "asking for the device")
+    return bool(_check(driver.cuDeviceGetAttribute(wanted, number), "asking for the kernel time limit"))
+
+
+def make_room(needed_bytes: int, what: str, instead: str) -> None:
+    """RunError with the bytes needed and free where torch's device cannot hold so much more; `instead` would take less."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch's own, to be given out again
+    if needed_bytes > free:
+        raise RunError(
+            f"{what} would take {needed_bytes:,} bytes on the GPU, where {free:,} are free: free some (other notebooks hold "
+            f"theirs until their kernels end), or choose {instead}"
+        )
+
+
 def clock_hz() -> float:
     """The SM clock's highest rate; the anchors in every lane give the real one."""
     import torch

@@ -38,6 +38,7 @@ from mpklab.verifier import verify
 LAUNCHES = ("persistent", "per_operator")
 
 SHORT_RUN_S = 0.5  # what takes less shows no progress
+SHORT_LAUNCH_S = 0.4  # a launch where the driver has a time limit; a later step may take longer than those before
 SHOWN_OUTPUTS = 8  # in a result's text
 
 
@@ -112,6 +113,8 @@ def build(
     model = weights if isinstance(weights, Model) else None
     values = model.weights if model else weights
     if model is not None and model.weights is not None and schedule.tasks.machine.backend == "cuda":
+        if model.weights.device.type != "cuda":
+            device.make_room(model.weights.nbytes, f"the weights of {model.name}", "fewer layers, or a smaller dtype")
         values = model.weights.to("cuda")
     kernel = Kernel(verify(schedule), compiler=compiler, model=model, weights=values, launch=launch)
     with Progress(after_s=SHORT_RUN_S) as shown, shown.stage("build") as now:
@@ -344,7 +347,8 @@ class Kernel(Presented):
 
         The whole token loop runs inside the kernel; it stops at an end-of-sequence token or after `max_new_tokens`.
         `on_token(token, text)` is called as tokens appear, with the text that has become certain. `chunk` splits the
-        loop into launches of so many steps, with equal results. A `session` of an earlier call (from `open_session`) is
+        loop into launches of so many steps, with equal results, of which the last is recorded; a GPU that drives a display,
+        whose driver stops long kernels, gets launches of half a second. A `session` of an earlier call (from `open_session`) is
         gone on with: of the prompt only what its caches do not begin with is fed. `temperature` and what follows it are
         those of `mpklab.run.Sampling`; they are data, and the kernel that draws (`kernel.sampler`) is built once.
         """
@@ -367,19 +371,17 @@ class Kernel(Presented):
             raise RunError(f"chunk must be at least 1, not {chunk}")
         dim = self._one_sequence()
         told = 0
-        base = 0
 
-        def tell(progress: int) -> None:
+        def tell(done: int) -> None:
             nonlocal told
-            now.say(f"{base + progress} of at most {max_new_tokens} tokens")
+            now.say(f"{done} of at most {max_new_tokens} tokens")
             if on_token is None:
                 return
             at = len(ids) + told
-            for token in generated()[0, at : len(ids) + base + progress].tolist():
+            for token in generated()[0, at : len(ids) + done].tolist():
                 told += 1
                 on_token(token, stream.push(token) if stream else "")
 
-        seconds, last = 0.0, None
         with Progress(quiet=on_token is not None, after_s=SHORT_RUN_S) as shown:
             with shown.stage("prompt") as now:
                 session, (ids,), _, (prefill_seconds,) = self._opened([prompt], max_new_tokens, raw, sampling, session)
@@ -388,20 +390,14 @@ class Kernel(Presented):
             generated = session.glimpse(names["generated"])
             stream = self.model.tokenizer.stream() if self.model and self.model.tokenizer and on_token else None
             with shown.stage("run") as now:
-                while base < max_new_tokens:
-                    steps = min(chunk or max_new_tokens, max_new_tokens - base)
-                    last = session.launch(steps, dims=dim, profile=profile, on_progress=tell)
-                    seconds += last.seconds
-                    base += last.iterations
-                    now.say(_took(last, "tokens"))
-                    if last.iterations < steps or int(session.tensors[names["done"]][0]):
-                        break
+                whole = self._decoded(session, max_new_tokens, chunk, tell, dims=dim, profile=profile)
+                now.say(_took(whole, "tokens"))
         if stream is not None and on_token is not None:
             tail = stream.finish()
             if tail:
                 on_token(-1, tail)
-        tokens = session.tensors[names["generated"]][0, len(ids) : len(ids) + base].tolist()
-        return Generation(self._text(tokens), tokens, seconds, prefill_seconds, last.profile if last else None)
+        tokens = session.tensors[names["generated"]][0, len(ids) : len(ids) + whole.iterations].tolist()
+        return Generation(self._text(tokens), tokens, whole.seconds, prefill_seconds, whole.profile)
 
     def generate_batch(
         self,
@@ -433,11 +429,13 @@ class Kernel(Presented):
                 now.say(f"{sum(map(len, ids))} tokens of {len(ids)} prompts")
             self._built_for(window_of(profile), shown)
             with shown.stage("run") as now:
-                outcome = session.launch(
+                outcome = self._decoded(
+                    session,
                     max(limits),
+                    None,
+                    lambda done: now.say(f"{done} of at most {max(limits)} steps"),
                     dims=self._live(len(ids)),
                     profile=profile,
-                    on_progress=lambda done: now.say(f"{done} of at most {max(limits)} steps"),
                 )
                 now.say(_took(outcome, "steps"))
         made = []
@@ -446,6 +444,35 @@ class Kernel(Presented):
             tokens = session.tensors[names["generated"]][slot, len(prompt) : end].tolist()
             made.append(Generation(self._text(tokens), tokens, outcome.seconds, seconds, outcome.profile))
         return made
+
+    def _decoded(
+        self, session: Session, most: int, chunk: int | None, tell: Callable[[int], None], **how: Any
+    ) -> Outcome:
+        """The token loop, in one launch unless `chunk` or the GPU's time limit wants several: steps and seconds of all,
+        and the profile of the last."""
+        done = session.tensors[self._decoder()["done"]]
+        steps, seconds = 0, 0.0
+
+        def progress(launched: int) -> None:
+            tell(steps + launched)
+
+        while True:
+            asked = min(chunk or self._steps_at_once(steps, seconds), most - steps)
+            last = session.launch(asked, on_progress=progress, **how)
+            steps, seconds = steps + last.iterations, seconds + last.seconds
+            if steps >= most or last.iterations < asked or bool(done.all()):
+                return Outcome(steps, seconds, last.profile)
+
+    def _steps_at_once(self, steps: int, seconds: float) -> int:
+        """How many steps a launch may take, after so many took so long: any, but where the driver has a time limit."""
+        if not self.time_limited:
+            return 1 << 30
+        return max(1, int(SHORT_LAUNCH_S * steps / seconds)) if seconds else 1
+
+    @cached_property
+    def time_limited(self) -> bool:
+        """Whether the driver stops kernels that run for seconds, as on a GPU that drives a display."""
+        return self.backend == "cuda" and device.has_time_limit()
 
     def session_for(
         self, *prompts: str | Sequence[int], max_new_tokens: int | Sequence[int] = 64, raw: bool = False

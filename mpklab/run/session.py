@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mpklab import abi, env, recipe, stamp
+from mpklab import abi, device, env, recipe, stamp
 from mpklab.codegen import Tables, device_settings
 from mpklab.console import human_bytes
 from mpklab.dims import shape_text
@@ -84,6 +84,13 @@ class Session:
     def __post_init__(self) -> None:
         graph = self.kernel.graph
         self.device = "cuda" if self.kernel.backend == "cuda" else "cpu"
+        if self.device == "cuda":
+            mine = [
+                t for t in graph.tensors.values() if t.role not in ("input", "weight") and t.name not in self.tensors
+            ]
+            device.make_room(
+                sum(t.bytes for t in mine), f"a session of {graph.name}", "a shorter context, or a smaller batch"
+            )
         self._segments: dict[str, Memory] = {}
         self._tables = self.kernel.device_tables
         for name in self.tensors:
