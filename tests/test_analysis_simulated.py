@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from schedules import Op, Run, make
 
 import mpklab as mk
 from mpklab import analysis, frames
@@ -11,6 +14,7 @@ from mpklab.abi import Handoff
 from mpklab.analysis.idle import NAMES
 from mpklab.analysis.observed import observe
 from mpklab.analysis.replay import measured
+from mpklab.bench.record import estimate
 from mpklab.frames.tables import operator_columns
 from mpklab.schedule import Handout
 from mpklab.simulator import predict
@@ -150,3 +154,14 @@ def test_handing_out_is_predicted_from_queues(graph):
     assert dynamic.makespan_ns > 1.5 * static.makespan_ns
     table = analysis.what_if(static.to_profile(), mode="dynamic")
     assert table["makespan_ns"].iloc[2] == pytest.approx(dynamic.makespan_ns, rel=0.02)
+
+
+def test_a_recordings_cost_is_that_of_the_records_on_the_path():
+    """Task a, then b on another worker that did n before: n's records are written while b would wait."""
+    ops = [Op("a"), Op("n"), Op("b", after=("a",))]
+    profile = make(ops, [[[Run("a", 0, 100)], [Run("n", 0, 30), Run("b", 0, 50)]]], latency=9)
+    profile = replace(profile, meta={**profile.meta, "record_ns": 10.0})
+    of = frames.spans(profile).query("task in (0, 2)").groupby("task").size()
+    records = of.sum() + 2 * 2  # an end and an anchor each
+    assert estimate(profile, 1) == (records, 10.0 * records)
+    assert estimate(profile, 2) == (records / 2, 5.0 * records)
