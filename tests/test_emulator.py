@@ -6,16 +6,20 @@ A fast part runs always; MPKLAB_TEST_FULL=1 runs every operator case, every mode
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import test_host_ops as host
 import torch
 from emulator import kit
-from emulator.kit import EmulatedLibrary, emulated
+from emulator.kit import EmulatedLibrary, EmulatorError, emulated
 from operator_cases import GROUPS, hold, hold_rows_to_no_tile
 
 import mpklab as mk
+from mpklab import abi, env
 from mpklab.errors import DeadlockError
 
 if kit.why_not():
@@ -239,3 +243,94 @@ def test_drawn_tokens_are_those_of_the_cpu(choice: dict[str, Any]) -> None:
     expected = on_the_cpu(new=8, **WARM)
     for seed in range(3):
         assert after(emulated(schedule(**choice), MODEL, seed=seed), new=8, **WARM)[0] == expected[0]
+
+
+# --- the emulator itself ---
+
+# What goes wrong in each: two warps and a ring of one page, `at` says which.
+WRONG = """
+#include "mpklab/platform.h"
+using namespace mpk;
+extern "C" __global__ void mpk_kernel(const __grid_constant__ Launch launch) {
+  __shared__ u64 landed;
+  u32* seen = (u32*)launch.words;
+  if (threadIdx.x == 0) ptx::barrier_init(&landed, 1);
+  __syncthreads();
+  bool first = threadIdx.x == 0, copies = launch.table <= 2 || launch.table == 6;
+  if (first && copies) ptx::barrier_expect(&landed, 64);
+  if (first && copies) ptx::bulk_copy(mpk_pages, (void*)launch.tasks, 64, &landed, 0);
+  if (launch.table == 0) while (!ptx::barrier_try(&landed, 0)) {}
+  if (first && launch.table != 6) seen[0] = ptx::load_shared(mpk_pages).x;
+  if (launch.table == 1) while (!ptx::barrier_try(&landed, 0)) {}
+  if (launch.table == 3 && first) ptx::barrier_expect(&landed, 64), ptx::barrier_arrive(&landed);
+  if (launch.table == 4 && threadIdx.x < 32) ptx::named_barrier<64>(1);
+  if (launch.table == 5) threadIdx.x % 2 ? __syncwarp() : (void)__ballot_sync(0xffffffffu, true);
+  if (launch.table == 6 && first) ptx::bulk_copy(mpk_pages + 8, (void*)launch.tasks, 64, &landed, 0);
+  if (launch.table == 7) while (ptx::load_acquire_gpu(seen + 1) == 0) {}
+}
+"""
+
+
+def run_wrong(at: int, seed: int) -> int:
+    """What the first thread saw in the page."""
+    source, seen, launch = np.arange(7, 23, dtype=np.uint32), np.zeros(2, np.uint32), np.zeros(1, abi.LAUNCH)
+    source = np.concatenate([source, source])[-source.ctypes.data // 4 % 4 :]  # bulk copies begin at multiples of 16
+    launch["tasks"], launch["words"], launch["table"] = source.ctypes.data, seen.ctypes.data, at
+    shape = {"page_bytes": 4096, "pages": 1, "consumer_warps": 1}
+    kit.launch(kit.compiled(WRONG), launch, 2 if at == 0 else 1, shape, seed, patience=20_000)
+    return int(seen[0]) - int(source[0])
+
+
+def test_a_page_that_has_landed_is_read() -> None:
+    assert all(run_wrong(0, seed) == 0 for seed in range(20))
+
+
+def test_a_page_that_is_not_waited_for_is_not_there() -> None:
+    assert any(run_wrong(1, seed) != 0 for seed in range(20))
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [(2, "ended with bulk copies under way"), (3, "more arrivals in a phase than the 1 it expects"),
+     (4, r"every thread of the block waits for another one[^$]*warp 0 lanes 1-31: bar.sync[^$]*warp 1 lanes 0-31: its end"),
+     (5, "the lanes of a warp part ways: some are at"), (6, "should be multiples of 16"),
+     (7, r"nothing happened for 20000 switches[^$]*: a load that others store to 0x")],
+)  # fmt: skip
+def test_what_no_gpu_would_end_is_told(at: int, told: str) -> None:
+    with pytest.raises(EmulatorError, match=told):
+        for seed in range(20):
+            run_wrong(at, seed)
+
+
+# A wait or a barrier left out of the sources: whether it is needed for counters or for words.
+LEFT_OUT = [
+    ("device/context.cuh", "    if (!ptx::barrier_try(full, at.parity)) wait_long(full);", {}),
+    ("device/context.cuh", "    __syncwarp();\n    if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared.ring.empty + at.page);", {}),
+    ("device/worker.cuh", "if constexpr (by_words<S>) clear_next_copy();", {"handoff": "data"}),
+    ("ops/attention.cuh", "      c.sync();\n      Sums sums;", {}),
+    ("ops/attention.cuh", "      c.sync();\n      join(", {}),
+    ("ops/attention.cuh", "          all &= first != missing && second != missing;", {"handoff": "data"}),
+    ("ops/linear_row.cuh", "    if constexpr (L::SPLITS > 0) c.sync();", {}),
+    ("ops/linear_row.cuh", "    c.sync();\n    return row;", {}),
+    ("ops/linear_row.cuh", "      c.sync();\n      if constexpr (L::NORM) {\n        if (r == begin) {", {}),
+    ("ops/linear_row.cuh", "      partial = partial == (float*)c.scratch ? partial + partial_floats : (float*)c.scratch;", {}),
+    ("ops/linear_row.cuh", "if constexpr (by_words<S>) all &= !any_missing(x[i][j]);", {"handoff": "data"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "text", "choice"), LEFT_OUT if FULL else LEFT_OUT[:1], ids=lambda x: str(x).strip()[:40])
+def test_what_is_left_out_of_the_sources_is_missed(
+    expected: Any, file: str, text: str, choice: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(env.csrc_folder() / "include", tmp_path / "include")
+    path = tmp_path / "include" / "mpklab" / file
+    whole = path.read_text()
+    assert whole.count(text) == 1
+    path.write_text(whole.replace(text, text.partition("\n")[2]))  # its first line goes
+    monkeypatch.setattr(env, "csrc_folder", lambda: tmp_path)
+    for seed in range(10):
+        try:
+            assert_same(after(emulated(schedule(**choice), MODEL, "-Wno-error", seed=seed)), expected)
+        except (AssertionError, EmulatorError, DeadlockError):
+            return
+    pytest.fail("nothing was found wrong")

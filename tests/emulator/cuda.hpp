@@ -119,11 +119,11 @@ struct Lane {
 
 struct Warp {
   Lane lane[lanes];
-  u32 ready = everyone;         // lanes that may run
-  u32 vain = 0;                 // of these, those that looked for something and did not find it
-  u32 gone = 0;                 // lanes that have returned
+  u32 ready = everyone;           // lanes that may run
+  u32 vain = 0;                   // of these, those that looked for something and did not find it
+  u32 gone = 0;                   // lanes that have returned
   const char* meeting = nullptr;  // where some lanes wait for the others
-  u32 here = 0;                 // … these
+  u32 here = 0;                   // … these
   void* given[lanes] = {};
   u64 held_until = 0;  // the seed wants it slow
 };
@@ -145,8 +145,8 @@ struct Copy {
   char* to;
   const char* from;
   u32 bytes;
-  u64* barrier;  // null: nobody is told
-  bool arrives;  // a lane's arrival after its copies, instead of bytes
+  u64* barrier;                              // null: nobody is told
+  bool arrives;                              // a lane's arrival after its copies, instead of bytes
   std::shared_ptr<std::vector<char>> early;  // what was there when it was asked for
   bool operator<(const Copy& other) const { return due > other.due; }
 };
@@ -253,7 +253,8 @@ inline std::string frames_of(const Lane& stopped, const char* stack) {
   dladdr((void*)&frames_of, &library);
   for (int depth = 0; depth < 12 && frame >= stack && frame < stack + stack_bytes - 16; ++depth) {
     char one[32];
-    std::snprintf(one, sizeof one, " @%lx", (unsigned long)(((const char**)frame)[1] - (const char*)library.dli_fbase - 1));
+    std::snprintf(one, sizeof one, " @%lx",
+                  (unsigned long)(((const char**)frame)[1] - (const char*)library.dli_fbase - 1));
     text += one;
     frame = *(const char* const*)frame;
   }
@@ -279,8 +280,8 @@ inline std::string standing() {
         places[place] |= 1u << l;
       }
       for (const auto& [place, mask] : places)
-        text += "block " + std::to_string(b->index) + " warp " + std::to_string(w) + " lanes " + range_of(mask) +
-                ": " + (place.empty() ? "running" : place) + "\n";
+        text += "block " + std::to_string(b->index) + " warp " + std::to_string(w) + " lanes " + range_of(mask) + ": " +
+                (place.empty() ? "running" : place) + "\n";
     }
   }
   return text;
@@ -746,10 +747,10 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned which) {
 }
 
 // Gives an entry file's kernel to whoever loads the library. `report` gets what went wrong, or nothing.
-#define MPK_EMULATED(kernel)                                                                                         \
-  extern "C" void mpk_emulate(const mpk::Launch* launch, unsigned blocks, unsigned threads, unsigned ring_bytes,     \
-                              unsigned long long seed, unsigned long long patience, char* report, unsigned bytes) {  \
-    auto call = [](const void* given) { kernel(*(const mpk::Launch*)given); };                                       \
-    std::string told = emulator::launch(call, launch, blocks, threads, ring_bytes, seed, patience);                  \
-    std::snprintf(report, bytes, "%s", told.c_str());                                                                \
+#define MPK_EMULATED(kernel)                                                                                        \
+  extern "C" void mpk_emulate(const mpk::Launch* launch, unsigned blocks, unsigned threads, unsigned ring_bytes,    \
+                              unsigned long long seed, unsigned long long patience, char* report, unsigned bytes) { \
+    auto call = [](const void* given) { kernel(*(const mpk::Launch*)given); };                                      \
+    std::string told = emulator::launch(call, launch, blocks, threads, ring_bytes, seed, patience);                 \
+    std::snprintf(report, bytes, "%s", told.c_str());                                                               \
   }

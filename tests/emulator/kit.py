@@ -60,9 +60,8 @@ def why_not() -> str | None:
 
 
 @functools.cache
-def _headers() -> bytes:
-    folders = (HERE, env.csrc_folder() / "include")
-    files = [p for f in folders for p in sorted(f.rglob("*")) if p.suffix in (".h", ".hpp", ".cuh")]
+def _headers(csrc: Path) -> bytes:
+    files = [p for f in (HERE, csrc / "include") for p in sorted(f.rglob("*")) if p.suffix in (".h", ".hpp", ".cuh")]
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).digest()
 
 
@@ -70,7 +69,7 @@ def compiled(text: str, *flags: str) -> Path:
     """The library of an entry file, from the tests' cache or made now; safe where several processes make the same."""
     line = [*env.cxx_command(), *FLAGS, *flags, f"-I{HERE / 'include'}", f"-I{env.csrc_folder() / 'include'}"]
     line += ["-include", str(HERE / "cuda.hpp"), "-x", "c++"]
-    key = hashlib.sha256("\n".join([*line, text]).encode() + _headers()).hexdigest()[:24]
+    key = hashlib.sha256("\n".join([*line, text]).encode() + _headers(env.csrc_folder())).hexdigest()[:24]
     root = env.private_folder(env.cache_folder() / "emulated")
     folder, mine = root / key, root / f".{key}.{os.getpid()}"
     if not folder.exists():
@@ -86,7 +85,9 @@ def compiled(text: str, *flags: str) -> Path:
     return folder / "kernel.so"
 
 
-def launch(library: Path, launch: np.ndarray, blocks: int, settings: dict[str, int], seed: int = 0) -> None:
+def launch(
+    library: Path, launch: np.ndarray, blocks: int, settings: dict[str, int], seed: int = 0, patience: int = PATIENCE
+) -> None:
     """Runs a grid to its end in the order that the seed decides; EmulatorError tells what cannot be."""
     run = ctypes.CDLL(str(library)).mpk_emulate
     run.argtypes = [
@@ -97,7 +98,7 @@ def launch(library: Path, launch: np.ndarray, blocks: int, settings: dict[str, i
     report = ctypes.create_string_buffer(1 << 20)
     ring = settings["page_bytes"] * settings["pages"]
     threads = 32 * (settings["consumer_warps"] + 1)
-    run(launch.ctypes.data, blocks, threads, ring, seed, PATIENCE, report, len(report))
+    run(launch.ctypes.data, blocks, threads, ring, seed, patience, report, len(report))
     if report.value:
         raise EmulatorError(_with_lines(report.value.decode(), library))
 

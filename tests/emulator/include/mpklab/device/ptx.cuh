@@ -105,8 +105,8 @@ inline void async_copy(void* to, const void* from) {
   emulator::copy_later(to, from, 16, nullptr, due);
 }
 inline void barrier_arrive_after_copies(unsigned long long* barrier) {
-  unsigned long long due = emulator::machine->now > emulator::lane().copied ? emulator::machine->now
-                                                                            : emulator::lane().copied;
+  unsigned long long due =
+      emulator::machine->now > emulator::lane().copied ? emulator::machine->now : emulator::lane().copied;
   emulator::block().copies.push({due + 1, nullptr, nullptr, 0, barrier, true, nullptr});
   emulator::touch();
 }
