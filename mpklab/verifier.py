@@ -4,12 +4,15 @@ A static schedule is executed once on vector clocks for two iterations: a task's
 entries of its queue surely ended before the task starts (Mattern 1989, Fidge 1988). Then every edge that the boxes
 imply is looked up in the clocks. The boxes, not the events, say what must be ordered, so a wrong event cannot hide.
 
-Where tasks are handed out at run time, no order of the pool is known, so only events count: a task comes after another
-if the events it waits for lead back to it. Iterations follow one another as a whole there, so one is enough.
+Where tasks are handed out at run time nothing is assumed about the order of pops: mpklab/reach.py says what is known
+all the same, and why that decides what can hang. Iterations follow one another as a whole there, so one is enough.
+
+Every refusal names the tasks, where they stand, and what to change; its `finding` holds them for drawing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,9 +20,10 @@ import numpy.typing as npt
 
 from mpklab.abi import Handoff
 from mpklab.errors import ScheduleError
-from mpklab.ops import REGISTRY
+from mpklab.ops import REGISTRY, Box
+from mpklab.reach import Floors, Reach, Stand, counted, reach, sharpened, standstill
 from mpklab.schedule import Schedule, checked, in_order
-from mpklab.tasks import EdgeSet, TaskGraph
+from mpklab.tasks import EdgeSet, TaskGraph, overlap_ranges
 from mpklab.tasks.handoffs import CONSUMER_WARPS
 from mpklab.tasks.why import box_text
 
@@ -87,10 +91,19 @@ def _check_counts(schedule: Schedule) -> None:
     wrong = np.flatnonzero(given != tasks.need)
     if len(wrong):
         event = int(wrong[0])
-        producer = tasks.operators[int(tasks.event_producer[event])].name
+        operator = int(tasks.event_producer[event])
+        signaller = np.repeat(np.arange(len(tasks)), np.diff(tasks.signal_first))[tasks.signal_event == event].tolist()
+        tiles = tasks.tasks_of(tasks.operators[operator].name)
+        expected = tiles[int(tasks.event_begin[event]) : int(tasks.event_end[event])]
+        odd = [f"{tasks.task_name(t)} does not signal it" for t in expected if t not in signaller]
+        odd += [f"{tasks.task_name(t)} signals it too" for t in signaller if t not in expected]
+        odd += [
+            f"{tasks.task_name(t)} signals it twice" for t in sorted({t for t in signaller if signaller.count(t) > 1})
+        ]
         raise ScheduleError(
-            f"event {event} (of {producer}) needs {tasks.need[event]} signals an iteration but gets {given[event]}; "
-            "need must equal the signals, or counts of different iterations mix",
+            f"event {event} (of {tasks.operators[operator].name}) needs {tasks.need[event]} signals an iteration but gets "
+            f"{given[event]}{''.join(f', {x}' for x in odd[:3])}; need must equal the signals, or counts of different "
+            f"iterations mix: mend the signals, or set need[{event}] = {given[event]}",
             Finding("count", -1, event=event),
         )
 
@@ -205,7 +218,8 @@ def _check_step(schedule: Schedule, clocks: Clocks, step: int) -> None:
         task = int(late[0])
         raise ScheduleError(
             f"{schedule.tasks.task_name(step)} publishes the next step, but {schedule.tasks.task_name(task)} on worker "
-            f"{schedule.worker[task]} may still be running: no path of events leads from it to the step",
+            f"{schedule.worker[task]} may still be running: no path of events leads from it to the step; "
+            f"{_remedy(schedule, task, step)}",
             Finding("step", step, task),
         )
 
@@ -225,7 +239,8 @@ def _check_aliasing(schedule: Schedule, clocks: Clocks) -> None:
         rivals = signaller[(tasks.signal_event == event) & (schedule.worker[signaller] == w)]
         raise ScheduleError(
             f"event {event}: {tasks.task_name(task)} may signal for the next iteration before "
-            f"{tasks.task_name(int(rivals[-1]))} on worker {w} has signalled for this one, so the count would be wrong",
+            f"{tasks.task_name(int(rivals[-1]))} on worker {w} has signalled for this one, so the count would be wrong; "
+            f"{_remedy(schedule, int(rivals[-1]), task, 1)}",
             Finding("count", task, int(rivals[-1]), lag=1, event=event),
         )
 
@@ -248,6 +263,11 @@ def _check_awaited(schedule: Schedule, edges: EdgeSet) -> None:
 
 
 def _check_edges(schedule: Schedule, clocks: Clocks, edges: EdgeSet) -> None:
+    _race_among(schedule, edges, _late(schedule, clocks, edges))
+
+
+def _late(schedule: Schedule, clocks: Clocks, edges: EdgeSet) -> Iterator[tuple[int, int]]:
+    """Pairs (producer, consumer) of an edge set whose producer stands in a queue and may still run."""
     tasks = schedule.tasks
     p0, c0 = int(tasks.first[edges.producer]), int(tasks.first[edges.consumer])
     epoch = edges.lag
@@ -260,9 +280,8 @@ def _check_edges(schedule: Schedule, clocks: Clocks, edges: EdgeSet) -> None:
         late = clocks.start[epoch, c0 + tile, schedule.worker[producer]] < clocks.done[0, producer]
         if edges.lag == 1 and edges.producer == edges.consumer:
             late &= producer != c0 + tile  # a task follows itself on its own worker
-        if late.any():
-            i = int(late.argmax())
-            raise _race(tasks, schedule, edges, int(producer[i]), int(c0 + tile[i]))
+        for i in np.flatnonzero(late):
+            yield int(producer[i]), int(c0 + tile[i])
         return
     for begin, end in np.unique(ranges[lengths > 0], axis=0):
         producers = np.arange(p0 + begin, p0 + end)
@@ -270,110 +289,73 @@ def _check_edges(schedule: Schedule, clocks: Clocks, edges: EdgeSet) -> None:
         np.maximum.at(required, schedule.worker[producers], clocks.done[0, producers])
         consumers = c0 + np.flatnonzero((ranges[:, 0] == begin) & (ranges[:, 1] == end))
         late = clocks.start[epoch, consumers] < required
-        if late.any():
-            c, w = (int(x[0]) for x in np.nonzero(late))
+        for c, w in zip(*np.nonzero(late), strict=True):
             at = producers[schedule.worker[producers] == w]
-            missed = at[clocks.done[0, at] > clocks.start[epoch, consumers[c], w]]
-            raise _race(tasks, schedule, edges, int(missed[0]), int(consumers[c]))
+            for missed in at[clocks.done[0, at] > clocks.start[epoch, consumers[c], w]]:
+                yield int(missed), int(consumers[c])
 
 
-@dataclass(frozen=True)
-class Reach:
-    """What surely ended before each task starts: tasks of the pool, as bits (by their place in `Schedule.pool`), and
-    how many entries of each worker's queue, as clocks of one epoch."""
+def _race_among(schedule: Schedule, edges: EdgeSet, pairs: Iterable[tuple[int, int]]) -> None:
+    """ScheduleError for the first pair whose own boxes meet: edges are ranges of tiles, some of which share nothing."""
+    tasks = schedule.tasks
+    moves = int(tasks.step_task >= 0) * edges.lag
+    for i, (producer, consumer) in enumerate(pairs):
+        if i == 0:
+            earlier = _boxes(tasks, edges.producer, edges.tensor, edges.kind != "war")
+            later = _boxes(tasks, edges.consumer, edges.tensor, edges.kind != "raw")
+        p, c = producer - int(tasks.first[edges.producer]), consumer - int(tasks.first[edges.consumer])
+        if any(overlap_ranges(_of_tile(a, p), 1, _of_tile(b, c), 1, moves)[1][0] for a in earlier for b in later):
+            raise _race(tasks, schedule, edges, producer, consumer)
 
-    pool: list[int]
-    clocks: Clocks
+
+def _boxes(tasks: TaskGraph, operator: int, tensor: str, writes: bool) -> list[Box]:
+    """What an operator's tiles touch of a tensor."""
+    o = tasks.operators[operator]
+    tiles = REGISTRY.ops[o.op].tiles(tasks.graph.node(o), tasks.plan.tilings[o.name])
+    return [b for b in (tiles.writes if writes else tiles.reads) if o.operands[b.operand] == tensor]
 
 
-def reach(schedule: Schedule) -> Reach:
-    """Follow the events, drains and queues of one iteration; ScheduleError where they form a circle, or where a worker
-    may wait outside a drain for tasks of the pool.
+def _of_tile(box: Box, tile: int) -> Box:
+    def one(x: int | IntArray) -> int | IntArray:
+        return x[tile : tile + 1] if isinstance(x, np.ndarray) else x
 
-    That is what makes hanging impossible, however tasks are popped. Suppose nobody can go on, and take any unfinished
-    task and all that must end before it. If none of that is of the pool, the first of it in order stands at the head of
-    its worker's queue and can run. So there is a first task of the pool whose events have all happened; it was pushed,
-    and its ring's workers are all outside drains. But a worker outside a drain waits only for tasks of queues, of which
-    again the first can run. Early push adds tasks that were popped before their events happened; of those and the
-    tasks of queues that passed their waits, the one that did so first has nothing before it on its worker, which
-    computes in the order it pops, and all it waits for did so earlier and has ended, so it can run.
-    """
-    tasks, queues, workers = schedule.tasks, schedule.queues, schedule.workers
-    n = len(tasks)
-    counted = schedule.handoff != Handoff.worker
-    consumer = np.repeat(np.arange(n), np.diff(tasks.wait_first))
-    counted &= (tasks.need[tasks.wait_event] > 0) | (schedule.worker[consumer] < 0)  # no signal, nothing handed out
-    order = in_order(tasks, queues, schedule.drains, counted)
-    if len(order) < n:
-        raise _circle(schedule, order)
-    bit = {int(task): 1 << i for i, task in enumerate(schedule.pool)}
-    before = [0] * n
-    mixed = len(bit) < n
-    width = workers if mixed else 1
-    same: dict[tuple[int, ...], int] = {}  # one integer for all tasks with equal waits: they are compared by identity
-    start, done = np.zeros((1, n, width), np.int32), (schedule.position + 1)[None]
-    event_pool, event_clock = [0] * len(tasks.need), np.zeros((len(tasks.need), width), np.int32)
-    known_pool, known = [0] * workers, np.zeros((workers, width), np.int32)
-    wait_first, signal_first = tasks.wait_first.tolist(), tasks.signal_first.tolist()
-    wait_event = np.where((tasks.wait_lag == 0) & counted, tasks.wait_event, -1).tolist()
-    signal_event, worker = tasks.signal_event.tolist(), schedule.worker.tolist()
-    drains: dict[int, list[int]] = {}
-    for queue, row in zip(queues, schedule.drains, strict=True):
-        for drain in row[:-1]:
-            if drain.position < len(queue):
-                drains.setdefault(int(queue[drain.position]), []).append(drain.event)
-    for task in order:
-        w = worker[task]
-        waits = [e for e in wait_event[wait_first[task] : wait_first[task + 1]] if e >= 0]
-        ended = known_pool[w] if w >= 0 else 0
-        if w >= 0:
-            for event in drains.get(task, ()):
-                ended |= event_pool[event]
-                np.maximum(known[w], event_clock[event], out=known[w])
-            awaited = ended
-            for event in waits:
-                awaited |= event_pool[event]
-            if awaited != ended:
-                raise _outside(schedule, task, awaited & ~ended)
-            for event in waits:
-                np.maximum(known[w], event_clock[event], out=known[w])
-            start[0, task], known_pool[w] = known[w], ended
-            known[w, w] = schedule.position[task] + 1
-            clock = known[w]
-        else:
-            key = tuple(waits)
-            if key not in same:
-                for event in waits:
-                    ended |= event_pool[event]
-                same[key] = ended
-            ended = same[key]
-            clock = start[0, task]
-            for event in waits if mixed else ():
-                np.maximum(clock, event_clock[event], out=clock)
-        before[task] = ended
-        ended |= bit.get(task, 0)
-        for event in signal_event[signal_first[task] : signal_first[task + 1]]:
-            event_pool[event] |= ended
-            if mixed:
-                np.maximum(event_clock[event], clock, out=event_clock[event])
-    return Reach(before, Clocks(start, done))
+    def of_split(split: tuple[int, IntArray] | None) -> tuple[int, IntArray] | None:
+        return split and (split[0], split[1][tile : tile + 1])
+
+    return Box(box.operand, tuple(replace(r, lo=one(r.lo), hi=one(r.hi), split=of_split(r.split)) for r in box.ranges))
 
 
 def _check_pool(schedule: Schedule) -> None:
-    tasks = schedule.tasks
-    known = reach(schedule)
+    order = in_order(schedule.tasks, schedule.queues, schedule.drains, counted(schedule))
+    if len(order) < len(schedule.tasks):
+        raise _circle(schedule, order)
+    floors: Floors = {}
+    known = reach(schedule, order, floors)
+    while True:
+        try:
+            if stands := standstill(schedule, known):
+                raise _standstill(schedule, stands)
+            _check_order(schedule, known)
+            return
+        except ScheduleError:
+            if floors == (floors := sharpened(floors, schedule, known)):
+                raise
+            known = reach(schedule, order, floors)
+
+
+def _check_order(schedule: Schedule, known: Reach) -> None:
+    tasks, pool = schedule.tasks, schedule.pool
+    clocks = Clocks(known.clock[None], (schedule.position + 1)[None])
     step = tasks.step_task
     if step >= 0:
-        if len(schedule.pool) < len(tasks):
-            _check_step(schedule, known.clocks, step)
-        late = ~known.pool[step] & ((1 << len(schedule.pool)) - 1)
-        own = np.searchsorted(schedule.pool, step)
-        late &= ~(1 << int(own)) if schedule.worker[step] < 0 else -1
-        if late:
-            task = int(schedule.pool[_lowest(late)])
+        if len(pool) < len(tasks):
+            _check_step(schedule, clocks, step)
+        late = (int(pool[i]) for i in _bits(~known.ended[step] & ((1 << len(pool)) - 1)))
+        task = next((t for t in late if t != step), -1)
+        if task >= 0:
             raise ScheduleError(
                 f"{tasks.task_name(step)} publishes the next step, but {tasks.task_name(task)} of the pool may still be "
-                "running: no path of events leads from it to the step",
+                f"running: no path of events leads from it to the step; {_remedy(schedule, task, step)}",
                 Finding("step", step, task),
             )
     place = np.concatenate([[0], np.cumsum(schedule.worker < 0)]).tolist()  # of each task id in the pool
@@ -384,46 +366,100 @@ def _check_pool(schedule: Schedule) -> None:
         p0, c0 = int(tasks.first[edges.producer]), int(tasks.first[edges.consumer])
         for tile, (begin, end) in enumerate(zip(edges.begin.tolist(), edges.end.tolist(), strict=True)):
             first, last = place[p0 + begin], place[p0 + end]
-            ended = known.pool[c0 + tile]
+            ended = known.ended[c0 + tile]
             key = (id(ended), first, last)
             if end <= begin or first == last or key in proved:
                 continue
-            late = ~(ended >> first) & ((1 << (last - first)) - 1)
-            if late:
-                raise _race(tasks, schedule, edges, int(schedule.pool[first + _lowest(late)]), c0 + tile)
-            proved.add(key)
-        if len(schedule.pool) < len(tasks):
-            _check_edges(schedule, known.clocks, edges)
+            missing = ~(ended >> first) & ((1 << (last - first)) - 1)
+            if missing:
+                _race_among(schedule, edges, ((int(pool[first + i]), c0 + tile) for i in _bits(missing)))
+            else:
+                proved.add(key)
+        if len(pool) < len(tasks):
+            _check_edges(schedule, clocks, edges)
 
 
-def _lowest(bits: int) -> int:
-    return (bits & -bits).bit_length() - 1
+def _bits(number: int) -> Iterator[int]:
+    """Places of the ones in a number that is not negative, from the lowest."""
+    while number:
+        yield (number & -number).bit_length() - 1
+        number &= number - 1
 
 
 def _circle(schedule: Schedule, order: list[int]) -> ScheduleError:
+    """Tasks that wait for each other, from one of them round to itself, or to an event that nobody signals."""
     tasks = schedule.tasks
     left = np.ones(len(tasks), bool)
     left[order] = False
-    task = int(left.argmax())
+    matters = counted(schedule)
     signaller = np.repeat(np.arange(len(tasks)), np.diff(tasks.signal_first))
-    at = slice(int(tasks.wait_first[task]), int(tasks.wait_first[task + 1]))
-    events = tasks.wait_event[at][tasks.wait_lag[at] == 0]
-    late = signaller[np.isin(tasks.signal_event, events) & left[signaller]]
-    after = f", among others for {tasks.task_name(int(late[0]))}" if len(late) else ""
+
+    def behind(task: int) -> tuple[int, int, str]:
+        """An unfinished task that this one comes after, the event or -1, and how."""
+        w, position = int(schedule.worker[task]), int(schedule.position[task])
+        if w >= 0 and position and left[earlier := int(schedule.queues[w][position - 1])]:
+            return earlier, -1, f"stands behind {tasks.task_name(earlier)}"
+        at = slice(int(tasks.wait_first[task]), int(tasks.wait_first[task + 1]))
+        drains = [d.event for d in schedule.drains[w][:-1] if d.position == position] if w >= 0 else []
+        for event in drains + tasks.wait_event[at][matters[at]].tolist():
+            late = signaller[(tasks.signal_event == event) & left[signaller]]
+            how = "comes after the drain until" if event in drains else "waits for"
+            if len(late):
+                return int(late[0]), event, f"{how} event {event} of {tasks.task_name(int(late[0]))}"
+            if tasks.need[event] == 0:
+                return -1, event, f"{how} event {event}, which no task signals"
+        raise AssertionError("a task left out comes after nothing that was")
+
+    path = [int(left.argmax())]
+    links: list[tuple[int, int, str]] = []
+    while not links or (links[-1][0] >= 0 and links[-1][0] not in path):
+        path += [links[-1][0]] if links else []
+        links.append(behind(path[-1]))
+    begin = path.index(links[-1][0]) if links[-1][0] >= 0 else 0
+    path, links = path[begin:], links[begin:]
+    told = [f"{tasks.task_name(t)} ({schedule.place(t)}) {how}" for t, (_, _, how) in zip(path, links, strict=True)]
+    more = [f"… {len(told) - 6} more …"] if len(told) > 6 else []
+    told = told[:5] + more + told[-1:] if more else told
+    i = min(range(len(path)), key=lambda i: (links[i][0] >= 0, "drain" not in links[i][2], links[i][1] >= 0))
+    later, (earlier, event, _) = tasks.task_name(path[i]), links[i]
+    if earlier < 0:
+        remedy = f"let a task signal event {event}, or drop it before {later}"
+    elif event < 0:
+        remedy = f"queue {later} before {tasks.task_name(earlier)}"
+    elif "drain" in links[i][2]:
+        remedy = (
+            f"before {later} let worker {schedule.worker[path[i]]} drain until an event that does not come after it"
+        )
+    else:
+        remedy = f"drop the wait of {later} for event {event}"
     return ScheduleError(
-        f"the schedule would hang: {left.sum()} tasks wait for each other in a circle; {tasks.task_name(task)} "
-        f"({schedule.place(task)}) waits{after}",
-        Finding("hang", task, int(late[0]) if len(late) else -1),
+        f"the schedule would hang: {left.sum()} tasks can never start; {'; '.join(told)}; {remedy}",
+        Finding("hang", path[i], earlier, event=event),
     )
 
 
-def _outside(schedule: Schedule, task: int, missing: int) -> ScheduleError:
-    tasks, late = schedule.tasks, int(schedule.pool[_lowest(missing)])
+def _standstill(schedule: Schedule, stands: list[Stand]) -> ScheduleError:
+    """Everybody waits where nobody can pop."""
+    assert schedule.handout is not None
+    tasks, central = schedule.tasks, schedule.handout.pool == "central"
+    lines = []
+    for stand in stands:
+        late = int(schedule.pool[next(_bits(stand.missing))])
+        ring = "" if central or schedule.home is None else f" (worker {schedule.home[late]}'s)"
+        lines.append(
+            f"{tasks.task_name(stand.task)} ({schedule.place(stand.task)}) waits for {tasks.task_name(late)}{ring}"
+        )
+    more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
+    first = stands[0]
+    at = slice(int(tasks.wait_first[first.task]), int(tasks.wait_first[first.task + 1]))
+    events = tasks.wait_event[at][counted(schedule)[at]].tolist()
+    drains = ", ".join(f"Drain({first.position}, {event})" for event in events)
+    unproven = "" if central else ", and that they never stand there together cannot be proven"
     return ScheduleError(
-        f"the schedule may hang: {tasks.task_name(task)} ({schedule.place(task)}) waits for {tasks.task_name(late)} of the "
-        "pool outside a drain, where its worker cannot run what is pushed; a drain until an event behind that task must "
-        "stand before it",
-        Finding("pool", task, late),
+        f"the schedule may hang where nobody pops early: {'; '.join(lines[:4])}{more}, tasks of the pool, outside a drain, "
+        f"where none of these workers can run what is pushed{unproven}; give worker {schedule.worker[first.task]} a drain "
+        f"before {tasks.task_name(first.task)}: {drains}",
+        Finding("pool", first.task, int(schedule.pool[next(_bits(first.missing))])),
     )
 
 
@@ -442,10 +478,10 @@ def _race(tasks: TaskGraph, schedule: Schedule, edges: EdgeSet, producer: int, c
     )
     when = "of the iteration before" if edges.lag else "of the same iteration"
     return ScheduleError(
-        f"race: {tasks.task_name(consumer)} (worker {schedule.worker[consumer]}, position {schedule.position[consumer]}) {why} "
-        f"({edges.kind}, {when}, worker {schedule.worker[producer]}, position {schedule.position[producer]}): no path of "
-        f"events and queue order leads from the one to the other; {tasks.task_name(consumer)} waits for "
-        f"{_waits(tasks, consumer)}",
+        f"race: {tasks.task_name(consumer)} ({schedule.place(consumer)}) {why} "
+        f"({edges.kind}, {when}, {schedule.place(producer)}): no path of events and queue order leads from the one to the "
+        f"other; {tasks.task_name(consumer)} waits for {_waits(tasks, consumer)}; "
+        f"{_remedy(schedule, producer, consumer, edges.lag)}",
         Finding("race", consumer, producer, edges.tensor, edges.lag),
     )
 
@@ -459,3 +495,16 @@ def _waits(tasks: TaskGraph, task: int) -> str:
         before = " of the iteration before" if tasks.wait_lag[i] else ""
         found.append(f"{name}[{tasks.event_begin[event]}:{tasks.event_end[event]}]{before}")
     return ", ".join(found) or "nothing"
+
+
+def _remedy(schedule: Schedule, producer: int, consumer: int, lag: int = 0) -> str:
+    """What would put the consumer behind the producer."""
+    tasks = schedule.tasks
+    name, first = tasks.task_name(consumer), tasks.task_name(producer)
+    before = " of the iteration before (lag 1)" if lag else ""
+    events = tasks.signal_event[tasks.signal_first[producer] : tasks.signal_first[producer + 1]]
+    wait = f"let {name} wait for event {events[0]}{before}, which {first} signals" if len(events) else (
+        f"let {first} signal an event, and {name} wait for it{before}"
+    )  # fmt: skip
+    queued = not lag and schedule.worker[producer] >= 0 and schedule.worker[consumer] >= 0
+    return wait + (f", or queue it behind {first} on worker {schedule.worker[producer]}" if queued else "")

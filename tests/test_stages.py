@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mpklab"
 # Left imports nothing from its right. A folder counts as one stage.
 STAGES = """
     errors words exercises presented env console confidence progress diagnosis stamp dims abi device machine ops graph passes models tracer
-    tasks schedule verifier reference codegen builder profile recipe simulator run frames calibration timing analysis
+    tasks schedule reach verifier reference codegen builder profile recipe simulator run frames calibration timing analysis
     imports exports citing study plots widgets magics pipeline layers cards present
 """.split()
 FREE = {

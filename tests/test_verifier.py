@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -362,8 +363,12 @@ def test_a_race_names_tasks_tensor_boxes_and_path() -> None:
     assert str(caught.value) == (
         "race: layer1.down_proj[0] (worker 0, position 10) reads layer1.silu_mul[0:1, 0:64] while layer1.gate_up_proj[1] "
         "may not have written [0:1, 32:64] (raw, of the same iteration, worker 1, position 9): no path of events and queue "
-        "order leads from the one to the other; layer1.down_proj[0] waits for nothing"
+        "order leads from the one to the other; layer1.down_proj[0] waits for nothing; let layer1.down_proj[0] wait for event "
+        "11, which layer1.gate_up_proj[1] signals, or queue it behind layer1.gate_up_proj[1] on worker 1"
     )
+    for event in tasks.signal_event[[tasks.signal_first[t] for t in tasks.tasks_of("layer1.gate_up_proj")]].tolist():
+        draft.waits[task].append((event, 0))
+    verify(schedule_of(tasks, draft))
 
 
 def test_a_race_in_a_cache_shows_the_position() -> None:
@@ -406,6 +411,11 @@ def test_a_wrong_count_names_the_event() -> None:
     draft = draft_of(assign(tasks))
     draft.need[3] += 1
     with pytest.raises(ScheduleError, match=r"event 3 \(of .*\) needs \d+ signals an iteration but gets \d+"):
+        verify(schedule_of(tasks, draft))
+    draft.need[3] -= 1
+    [task] = draft.signallers(3)[:1]
+    draft.signals[task].remove(3)
+    with pytest.raises(ScheduleError, match=re.escape(f"{tasks.task_name(task)} does not signal it; need must equal")):
         verify(schedule_of(tasks, draft))
 
 
