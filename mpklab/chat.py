@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,17 @@ CONTEXT = 2048
 MAX_NEW_TOKENS = 256
 RECORDED_STEPS = 64  # of each turn: enough for every analysis, and a file of a few MB
 FILE = Path("chat.mpkprof")
+LOOK_UP_S = 0.2  # how long Ctrl-C at the prompt may go unnoticed
 COMMANDS = {
     "/profile": "[FILE] keeps the recording of the last turn",
     "/reset": "begins a new conversation",
     "/help": "says this",
+}
+# What a terminal would take for a command, as a sign for it. Lines and tabs stay.
+SIGNS = {
+    **{c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
 }
 SAMPLING: tuple[tuple[str, type, str], ...] = (
     ("temperature", float, "0 chooses the likeliest token, more draws more freely"),
@@ -66,6 +76,7 @@ def main(args: argparse.Namespace) -> int:
     import mpklab as mk
     from mpklab.run import Sampling
 
+    open_streams()
     rules = sampling_of(args)
     plain = Sampling(**rules).plain
     if args.workers is not None and args.device == "cuda":
@@ -86,18 +97,56 @@ def main(args: argparse.Namespace) -> int:
         f"{model.name} on {kernel.backend} with {kernel.schedule.workers} workers, {args.dtype}, a context of {context} "
         f"tokens, {Sampling(**rules)}. /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."
     )
-    for line in lines():
-        text = line.strip()
-        try:
-            if text.startswith("/"):
-                command(text, talk, args.profile or FILE)
-            elif text:
-                turn(text, talk, peer, args.profile)
-        except MpkError as error:
-            say(f"mpklab: {error}")
-        except KeyboardInterrupt:
-            say("")
-    return 0
+    with interrupts() as allowed:
+        while True:
+            try:
+                with allowed:
+                    line = read_line()
+                    if line is None:
+                        return 0
+                    text = line.strip()
+                    if text.startswith("/"):
+                        command(text, talk, args.profile or FILE)
+                    elif text:
+                        turn(text, talk, peer, args.profile)
+            except MpkError as error:
+                say(f"mpklab: {error}")
+            except KeyboardInterrupt:
+                say("")
+
+
+class Allowed:
+    """Inside `with`, the first Ctrl-C is a KeyboardInterrupt. What is pressed later, or elsewhere, is passed over, so that
+    whoever handles one is not cut off by the next."""
+
+    def __init__(self) -> None:
+        self.now = False
+
+    def __enter__(self) -> None:
+        self.now = True
+
+    def __exit__(self, *_: object) -> None:
+        self.now = False
+
+    def pressed(self, *_: object) -> None:
+        """What Ctrl-C calls."""
+        if self.now:
+            self.now = False
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts() -> Iterator[Allowed]:
+    """Who decides about Ctrl-C meanwhile; in a thread, where Python hears of none, there is nothing to decide."""
+    allowed = Allowed()
+    if threading.current_thread() is not threading.main_thread():
+        yield allowed
+        return
+    before = signal.signal(signal.SIGINT, allowed.pressed)
+    try:
+        yield allowed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def say(text: str) -> None:
@@ -105,26 +154,56 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def lines() -> Iterator[str]:
-    """What is typed or piped in, to its end; Ctrl-C at the prompt begins the line again."""
+def open_streams() -> None:
+    """Make lines editable, and let no byte that is no character end the conversation."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  (importing lets the line be edited)
+
+
+def read_line() -> str | None:
+    """What is typed, after a prompt, or piped in; None at its end."""
     if not sys.stdin.isatty():
-        yield from sys.stdin
+        return sys.stdin.readline() or None
+    prompt = "> "
+    if not sys.stdout.isatty():  # only answers go to the file
+        print(prompt, end="", file=sys.stderr, flush=True)
+        prompt = ""
+    try:
+        with looking_up():
+            return input(prompt)
+    except EOFError:
+        say("")
+        return None
+
+
+@contextmanager
+def looking_up() -> Iterator[None]:
+    """Let whoever waits for a key look for signals now and then: readline sleeps through one that comes just before it
+    waits, and the line typed next would be lost to it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    with suppress(ImportError):
-        import readline  # noqa: F401  (importing lets the line be edited)
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print()
+    signal.signal(signal.SIGALRM, lambda *_: None)  # for good: one that came late would end the program otherwise
+    signal.setitimer(signal.ITIMER_REAL, LOOK_UP_S, LOOK_UP_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def visible(text: str) -> str:
+    """What a model wrote, with signs for what would command the terminal."""
+    return text.translate(SIGNS) if sys.stdout.isatty() else text
 
 
 @dataclass
 class Answer:
-    """What one turn gave. `fed` tokens of the conversation were new to the caches and took `fed_seconds`."""
+    """What one turn gave. `fed` tokens of the conversation were new to the caches and took `fed_seconds`, besides
+    `seconds`, or within them where it was stopped."""
 
     tokens: list[int]
     seconds: float
@@ -215,6 +294,13 @@ class Peer:
 
     def answer(self, ids: Sequence[int], limit: int) -> tuple[list[int], float]:
         """Its tokens, and the seconds of their steps: the prompt's other tokens are fed before."""
+        try:
+            return self._answer(ids, limit)
+        except BaseException:  # the cache may hold more than was noted
+            self.cache, self.held = None, []
+            raise
+
+    def _answer(self, ids: Sequence[int], limit: int) -> tuple[list[int], float]:
         import torch
 
         from mpklab.run.session import common
@@ -279,30 +365,40 @@ def turn(text: str, talk: Conversation, peer: Peer | None, file: Path | None) ->
 
     def show(_: int, piece: str) -> None:
         pieces.append(piece)
-        print(piece, end="", flush=True)
+        print(visible(piece), end="", flush=True)
 
     answer = talk.answer(text, ids, show)
     said, shown = talk.tokenizer.decode(answer.tokens), "".join(pieces)
-    print(said[len(shown) :] if said.startswith(shown) else "", flush=True)  # what came while Ctrl-C was pressed
-    rate = f"{len(answer.tokens)} tokens in {answer.seconds:.2f} s"
-    if answer.tokens and answer.seconds and not answer.stopped:
-        rate += f", {len(answer.tokens) / answer.seconds:.1f} a second"
+    print(
+        visible(said[len(shown) :]) if said.startswith(shown) else "", flush=True
+    )  # what came while Ctrl-C was pressed
     held = len(talk.session.tokens())
-    stopped = "stopped: " if answer.stopped else ""
-    say(
-        f"[{stopped}{rate}; {answer.fed} new tokens fed in {answer.fed_seconds:.2f} s; {held} of {talk.context} in the cache]"
-    )
+    say(f"[{_told(answer)}; {held} of {talk.context} in the cache]")
     if len(ids) + len(answer.tokens) >= talk.context:
         say(full(held, talk.context))
-    if file is not None and talk.profile is not None:
-        talk.profile.save(file)
     if peer is not None and not answer.stopped:
         tokens, seconds = peer.answer(ids, limit)
         same = tokens == answer.tokens
         if not same:
-            print(f"torch: {talk.tokenizer.decode(tokens)}", flush=True)
+            print(f"torch: {visible(talk.tokenizer.decode(tokens))}", flush=True)
         what = "the same" if same else "its"
-        say(f"[torch, transformers eager: {what} {len(tokens)} tokens, {len(tokens) / seconds:.1f} a second]")
+        say(f"[torch, transformers eager: {what} {_tokens(tokens)}, {len(tokens) / seconds:.1f} a second]")
+    if file is not None and talk.profile is not None:
+        talk.profile.save(file)
+
+
+def _told(answer: Answer) -> str:
+    """How long an answer took; of one that was stopped it is not known what its prompt did."""
+    taken = f"{_tokens(answer.tokens)} in {answer.seconds:.2f} s"
+    if answer.stopped:
+        return f"stopped: {taken}, the message's own included"
+    if answer.tokens and answer.seconds:
+        taken += f", {len(answer.tokens) / answer.seconds:.1f} a second"
+    return f"{taken}; {answer.fed} new tokens fed in {answer.fed_seconds:.2f} s"
+
+
+def _tokens(tokens: Sequence[int]) -> str:
+    return f"{len(tokens)} token{'s' * (len(tokens) != 1)}"
 
 
 def command(text: str, talk: Conversation, file: Path) -> None:
@@ -314,8 +410,7 @@ def command(text: str, talk: Conversation, file: Path) -> None:
     elif name == "/profile":
         if talk.profile is None:
             raise RunError("there is no recording: say something first, with --level 1 or more")
-        path = Path(rest.strip() or file)
-        talk.profile.save(path)
+        path = talk.profile.save(Path(rest.strip() or file).expanduser())
         say(f"{path}: {talk.recorded}, at level {talk.profile.level}")
     elif name == "/help":
         for known, what in COMMANDS.items():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,7 +34,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TURN = re.compile(
-    r"\[(stopped: )?(\d+) tokens in [\d.]+ s.*?; (\d+) new tokens fed in [\d.]+ s; (\d+) of (\d+) in the cache\]"
+    r"\[(stopped: )?(\d+) tokens? in [\d.]+ s[^;\]]*(?:; (\d+) new tokens fed in [\d.]+ s)?; (\d+) of (\d+) in the cache\]"
 )
 PATIENCE_S = 300  # a busy machine; what is waited for takes seconds
 
@@ -64,11 +67,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Terminal:
     """A program whose terminal we are."""
 
-    def __init__(self, *argv: str):
+    def __init__(self, *argv: str, **environment: str):
         # The child gets a terminal of its own, so that the byte of Ctrl-C is a signal there, as from a keyboard.
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb", "MPKLAB_PROGRESS": "0"}
+            given = {"PYTHONPATH": str(ROOT), "TERM": "dumb", "MPKLAB_PROGRESS": "0", **environment}
+            environment = {**os.environ, **given}
             os.execve(sys.executable, [sys.executable, "-m", "mpklab", "chat", *argv], environment)
         self.text = ""
         self.read = 0
@@ -88,8 +92,26 @@ class Terminal:
                     break
         raise AssertionError(f"waited for {pattern!r} and saw:\n{self.text[self.read - 200 :]}")
 
-    def type(self, keys: str) -> None:
-        os.write(self.fd, keys.encode())
+    def type(self, keys: str | bytes) -> None:
+        """Press keys; what they echo is read meanwhile, for a terminal that nobody reads stops taking them."""
+        rest = keys.encode() if isinstance(keys, str) else keys
+        until = time.monotonic() + PATIENCE_S
+        while rest and time.monotonic() < until:
+            readable, writable, _ = select.select([self.fd], [self.fd], [], 0.1)
+            if readable:
+                self.text += os.read(self.fd, 65536).decode(errors="replace").replace("\r\n", "\n")
+            if writable:
+                rest = rest[os.write(self.fd, rest[:1024]) :]
+        assert not rest, "the terminal took no more keys"
+
+    def interrupt(self) -> None:
+        """Ctrl-C at the prompt, and the new line that answers it: a prompt that is only drawn anew stays in its line."""
+        self.type("\x03")
+        self.expect(r"\n[^\n]*> ")
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Another window; whoever runs in it is told by a signal."""
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def say(self, line: str) -> tuple[str, re.Match[str]]:
         """A line, the answer to it, and the line about the turn."""
@@ -130,8 +152,8 @@ def chat(folder: Path) -> Iterator[Callable[..., Terminal]]:
     """Starts a chat with the small model and waits for its prompt."""
     opened: list[Terminal] = []
 
-    def start(*argv: str, model: str | Path = folder) -> Terminal:
-        terminal = Terminal("--model", str(model), "--device", "cpu", "--workers", "2", *argv)
+    def start(*argv: str, model: str | Path = folder, **environment: str) -> Terminal:
+        terminal = Terminal("--model", str(model), "--device", "cpu", "--workers", "2", *argv, **environment)
         opened.append(terminal)
         terminal.expect("Ctrl-D ends")
         terminal.expect("> ")
@@ -144,7 +166,7 @@ def chat(folder: Path) -> Iterator[Callable[..., Terminal]]:
 
 def numbers(turn: re.Match[str]) -> tuple[int, int, int]:
     """Tokens of the answer, tokens fed, tokens held afterwards."""
-    return int(turn[2]), int(turn[3]), int(turn[4])
+    return int(turn[2]), int(turn[3] or 0), int(turn[4])
 
 
 def test_turns_feed_what_is_new_and_can_be_kept(chat: Callable[..., Terminal], tmp_path: Path) -> None:
@@ -197,6 +219,63 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(chat: Callable[..., Termi
     assert terminal.end() == 0
 
 
+@pytest.mark.parametrize("kind", ["dumb", "xterm-256color"])
+def test_whatever_is_typed_at_the_prompt(chat: Callable[..., Terminal], tmp_path: Path, kind: str) -> None:
+    """Ctrl-C, once, twice and amid a line; no line, odd keys, another window, more than fits: the conversation goes on."""
+    terminal = chat("--dtype", "float32", "--max-new-tokens", "8", "--context", "512", TERM=kind)
+    terminal.type("/profile\n")
+    terminal.expect("there is no recording: say something first")
+    terminal.expect("> ")
+    first, turn = terminal.say("Hello")
+    terminal.type("/reset\n")
+    terminal.expect("a new conversation")
+    terminal.expect("> ")
+    for _ in range(50):  # at once, when readline may not be listening yet
+        terminal.interrupt()
+    terminal.type("and this is not sent")
+    terminal.expect("not sent")
+    terminal.interrupt()
+    terminal.type("\n   \n")
+    terminal.expect("> ")
+    terminal.expect("> ")
+    terminal.resize(11, 33)
+    answer, again = terminal.say("Hello")  # nothing of all this was said to the model
+    assert answer == first and numbers(again)[::2] == numbers(turn)[::2]
+    (tmp_path / "folder.mpkprof").mkdir()
+    for line, says in (
+        (f"/profile {tmp_path}/folder.mpkprof", "cannot save the profile to"),
+        (f"/profile {tmp_path}/mine", "mine.mpkprof: the first 8 of 8 steps"),
+        ("/profile /proc/nowhere/x", "cannot save the profile to /proc/nowhere/x"),
+        ("/prfile now", "no command '/prfile': did you mean '/profile'"),
+        ("/", "no command '/': known: /help, /profile, /reset"),
+    ):
+        terminal.type(line + "\n")
+        terminal.expect(r"\s+".join(map(re.escape, says.split())))
+        terminal.expect("> ")
+    terminal.type(b"\x16\x01\x16\x1b[31m \x16\t \xff\xfe \xe2\x82 end\n")  # quoted, cut, and no characters at all
+    assert numbers(terminal.expect(TURN))[0] > 0
+    terminal.expect("> ")
+    terminal.type("word " * 4000 + "\n")
+    terminal.expect(r"fill\s+the\s+context\s+of\s+512")
+    terminal.expect("> ")
+    terminal.resize(50, 200)
+    assert numbers(terminal.say("short")[1])[0] > 0
+    terminal.interrupt()
+    assert terminal.end() == 0 and "Traceback" not in terminal.text
+
+
+def test_the_window_may_change_in_a_turn(chat: Callable[..., Terminal]) -> None:
+    terminal = chat("--dtype", "float32", "--context", "16384", "--max-new-tokens", "16000", "--level", "0")
+    terminal.type("Go on\n")
+    terminal.expect(re.compile(r"Go on[^\n]*\n.{50}", re.DOTALL))
+    terminal.resize(9, 40)
+    terminal.expect(re.compile(r".{50}", re.DOTALL))
+    terminal.type("\x03")
+    assert terminal.expect(TURN)[1] == "stopped: "
+    terminal.expect("> ")
+    assert terminal.end() == 0 and "Traceback" not in terminal.text
+
+
 def test_a_full_context_is_said_once_and_with_a_way_out(chat: Callable[..., Terminal]) -> None:
     terminal = chat("--dtype", "float32", "--context", "150", "--max-new-tokens", "40", "--level", "0")
     terminal.say("A question of some length, so that little is left")
@@ -242,6 +321,69 @@ def test_lines_may_be_piped_in(
     assert len(TURN.findall(err)) == 2 and "> " not in err
     half = len(out) // 2
     assert out[:half] == out[half:]  # nothing but the answers
+
+
+def test_ctrl_c_between_a_turn_and_the_prompt_is_passed_over(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it comes while nothing runs that it could stop, as when somebody presses it twice."""
+    import io
+
+    from mpklab import chat
+
+    before, said = signal.getsignal(signal.SIGINT), chat.say
+    command = chat.command
+
+    def say_and_press(text: str) -> None:
+        said(text)
+        if "no command" in text or not text:
+            signal.raise_signal(signal.SIGINT)
+
+    def press(text: str, *rest: Any) -> None:
+        if text == "/stop":
+            signal.raise_signal(signal.SIGINT)
+        command(text, *rest)
+
+    monkeypatch.setattr(chat, "say", say_and_press)
+    monkeypatch.setattr(chat, "command", press)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/none\n/stop\n/reset\n"))
+    argv = ["chat", "--model", str(folder), "--device", "cpu", "--workers", "2", "--dtype", "float32"]
+    assert cli.main(argv) == 0
+    err = capsys.readouterr().err
+    assert "no command '/none'" in err and "/stop" not in err and "a new conversation" in err
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_terminal_is_shown_signs_for_what_would_command_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mpklab import chat
+
+    text = "a\x1b[2J\tb\r\nc\x7f\x9b é 语"
+    assert chat.visible(text) == text  # a file gets what the model wrote
+    monkeypatch.setattr(sys, "stdout", type("Terminal", (), {"isatty": lambda self: True})())
+    assert chat.visible(text) == "a␛[2J\tb␍\nc␡\ufffd é 语"
+
+
+def test_only_answers_go_to_a_file(folder: Path, tmp_path: Path) -> None:
+    """With a terminal to type at: the prompt and everything else go to standard error."""
+    out = tmp_path / "out.txt"
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT), 1)
+        argv = ["--model", str(folder), "--device", "cpu", "--workers", "2", "--max-new-tokens", "5"]
+        given = {"PYTHONPATH": str(ROOT), "TERM": "dumb", "MPKLAB_PROGRESS": "0"}
+        os.execve(sys.executable, [sys.executable, "-m", "mpklab", "chat", *argv], {**os.environ, **given})
+    terminal = Terminal.__new__(Terminal)
+    terminal.pid, terminal.fd, terminal.text, terminal.read = pid, fd, "", 0
+    try:
+        terminal.expect("Ctrl-D ends")
+        terminal.expect("> ")
+        terminal.type("Hello\n")
+        assert numbers(terminal.expect(TURN))[0] == 5
+        terminal.expect("> ")
+        assert terminal.end() == 0
+    finally:
+        terminal.close()
+    assert out.read_bytes() and b"> " not in out.read_bytes()[:2] and out.read_bytes().count(b"\n") >= 1
 
 
 # --- what the conversation keeps ---
