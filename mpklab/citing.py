@@ -72,7 +72,7 @@ _BEHIND = {
 
 
 def cite(*used: str) -> str:
-    """BibTeX entries: mpklab's, and those behind the analyses and policies named (`cite("what_if")`)."""
+    """BibTeX entries: mpklab's, and those behind the analyses and policies named (`cite("what_if")`); MpkError for others."""
     wanted: list[str] = []
     for name in used:
         if name not in _BEHIND:

@@ -44,7 +44,8 @@ def compile(
     `report(stage, seconds, value)` is told of every finished stage; by default the stages show themselves while they
     work (MPKLAB_PROGRESS=0 silences them). `workers` overrides the machine's. batch (default 1), context (1024, or what the
     model allows), layers (all) and sampling (False: the likeliest token) shape the decode graph, dtype (bfloat16) is what
-    weights are loaded in; what the given Model or Graph has decided already cannot be asked for again.
+    weights are loaded in; what the given Model or Graph has decided already cannot be asked for again. What a stage refuses
+    is that stage's error (ModelError, LowerError, ScheduleError, BuildError …), all of them MpkError.
     """
     asked = {"batch": batch, "context": context, "layers": layers, "dtype": dtype, "sampling": sampling}
     choices = {name: value for name, value in asked.items() if value is not None}

@@ -274,7 +274,7 @@ def recordings() -> list[str]:
 
 
 def recording(name: str) -> Profile:
-    """One of the project's own recordings by name, from a checkout or an installed package."""
+    """One of the project's own recordings by name, from a checkout or an installed package; ProfileError names those known."""
     names = recordings()
     if name not in names:
         raise ProfileError(f"no recording is called {name!r}; {suggest(name, names) if names else 'none is installed'}")

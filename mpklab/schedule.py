@@ -317,7 +317,7 @@ def assign(
     central (the default: one queue for all), per_worker, or a static policy, which says whose queue each task is pushed
     to (per_worker: by locality). hybrid: operators named in `dynamic`, by name or kind, are handed out from a `pool`
     (central or per_worker), the others stand in queues by a static policy. `early_push`, `pop_ahead` (default 1 on a
-    GPU, whose loader works ahead, else 0) and `priority` are those of `Handout`.
+    GPU, whose loader works ahead, else 0) and `priority` are those of `Handout`. ScheduleError for what does not fit.
     """
     if mode not in MODES:
         raise ScheduleError(f"unknown mode {mode!r}: {suggest(mode, MODES)}")

@@ -130,7 +130,7 @@ def time(
     After `warmup` calls of each, every round runs all of them once in a random order. A kernel's ms is per iteration,
     by its own clock, of launches of so many `iterations` (see `Prepared` for what it runs on; a Session is launched as
     it stands); a function's is the wall time of one call, with the GPU's work done at both ends. `ratio` compares two.
-    What was measured with and on is in `.attrs["stamp"]`.
+    What was measured with and on is in `.attrs["stamp"]`. RunError for what cannot be timed so.
     """
     if not what:
         raise RunError("time needs something to run: {'name': kernel or function, …}")

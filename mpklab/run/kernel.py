@@ -105,6 +105,8 @@ def build(
     `weights`: a Model, or a mapping of the graph's weight names to tensors on the kernel's device; they may also be
     given to `run`. `launch`: "persistent", or "per_operator" for the same tasks on the same workers as one CUDA kernel
     per operator in a CUDA graph, which is what a persistent kernel has to be better than. That records nothing.
+    ScheduleError where the schedule could race or hang, BuildError with the compiler's words, EnvError without a compiler;
+    weights are looked at when it first runs (RunError).
     """
     if launch not in LAUNCHES:
         raise BuildError(f"unknown launch {launch!r}: {suggest(launch, LAUNCHES)}")

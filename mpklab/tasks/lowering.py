@@ -65,7 +65,8 @@ def lower(
     what the machine suggests. The tasks' own `graph` is the rewritten one; its ancestors are its `parent`s.
     `handoff` says how outputs reach those who wait for them: "counter", "data" (words that say themselves when they are
     there) wherever that is possible, or either by operator name or kind. `barriers` puts one between operators, to see
-    what finer events are worth. Further keywords are kernel settings kept in the plan.
+    what finer events are worth. Further keywords are kernel settings kept in the plan. LowerError says which operator cannot
+    be cut so; GraphError where a pass does not fit.
     """
     machine = machine or Machine.detect()
     if plan is not None and (tiles or passes is not None or handoff is not None):

@@ -73,7 +73,8 @@ class Studio(View):
     """One recording as one view. `Studio(profile)`; or from its parts: spans, tasks (a TaskGraph) and a Graph.
 
     `other` is a second recording: its timeline stands below, and where both have the same tasks these can be coloured by
-    `times_other`, how many times as long each took as there.
+    `times_other`, how many times as long each took as there. `view.selection` is a DataFrame of the tasks chosen, and
+    `view.on_select(f)` calls f with it. ProfileError where there is nothing to show.
     """
 
     module = "studio.js"

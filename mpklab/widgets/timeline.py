@@ -482,7 +482,7 @@ def timeline(
     clock's error, one number or one per worker; `classes` adds ways to colour: a name and one value per span (at most 200
     different ones); `place` says what the column `sm` counts; `workers` names workers by number; `ready_ns` when the task
     of each span of execution was ready (NaN: not known), which draws how many tasks were ready and not begun; `notes` are
-    sentences above the picture.
+    sentences above the picture. ProfileError for columns that lack or do not fit.
     """
     extra = dict(classes or {})
     known = [*MODES, *extra, *(["difference"] if other is not None else [])]
