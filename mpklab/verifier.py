@@ -206,6 +206,10 @@ def _hang(schedule: Schedule, stuck: list[int], at: list[tuple[int, int, int]], 
         )
         finding = finding or Finding("hang", task, first, event=event)
     more = f" and {len(stuck) - 4} more workers" if len(stuck) > 4 else ""
+    if finding and finding.producer >= 0:
+        w = int(schedule.worker[finding.producer])
+        head = int(schedule.queues[w][at[w][1]])
+        more += f"; queue {tasks.task_name(finding.producer)} before {tasks.task_name(head)} on worker {w}"
     return ScheduleError("the schedule would hang: " + "; ".join(lines) + more, finding)
 
 

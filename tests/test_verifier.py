@@ -404,6 +404,13 @@ def test_a_hang_names_both_queues() -> None:
     message = str(caught.value)
     assert "worker 0 at advance[0] (position 0) waits for event" in message
     assert "signals; " in message and "stands on worker" in message
+    draft = draft_of(assign(tasks))
+    draft.queues[1][3:5] = draft.queues[1][3:5][::-1]
+    said, finding = judged(schedule_of(tasks, draft))
+    assert finding and said.endswith(
+        f"queue {tasks.task_name(finding.producer)} before {tasks.task_name(draft.queues[1][3])} on worker 1"
+    )
+    assert finding.producer == draft.queues[1][4]
 
 
 def test_a_wrong_count_names_the_event() -> None:
