@@ -377,12 +377,12 @@ def turn(text: str, talk: Conversation, peer: Peer | None, file: Path | None) ->
     if len(ids) + len(answer.tokens) >= talk.context:
         say(full(held, talk.context))
     if peer is not None and not answer.stopped:
+        print("[torch, transformers eager: ", end="", file=sys.stderr, flush=True)  # it may take a while
         tokens, seconds = peer.answer(ids, limit)
         same = tokens == answer.tokens
+        say(f"{'the same' if same else 'its'} {_tokens(tokens)}, {len(tokens) / seconds:.1f} a second]")
         if not same:
             print(f"torch: {visible(talk.tokenizer.decode(tokens))}", flush=True)
-        what = "the same" if same else "its"
-        say(f"[torch, transformers eager: {what} {_tokens(tokens)}, {len(tokens) / seconds:.1f} a second]")
     if file is not None and talk.profile is not None:
         talk.profile.save(file)
 
