@@ -11,6 +11,7 @@ from schedules import Op, Run, make
 import mpklab as mk
 from mpklab import analysis, frames
 from mpklab.abi import Handoff
+from mpklab.analysis.cuts import cut
 from mpklab.analysis.idle import NAMES
 from mpklab.analysis.observed import observe
 from mpklab.analysis.replay import measured
@@ -165,3 +166,19 @@ def test_a_recordings_cost_is_that_of_the_records_on_the_path():
     records = of.sum() + 2 * 2  # an end and an anchor each
     assert estimate(profile, 1) == (records, 10.0 * records)
     assert estimate(profile, 2) == (records / 2, 5.0 * records)
+
+
+def test_larger_tiles_take_what_their_bytes_take(graph):
+    """Consumers read a tile at one rate, the loader brings what the ring did not hold at another, meanwhile."""
+    schedule = mk.assign(mk.lower(graph, mk.Machine.named("h200"), handoff="counter"))
+    profile = predict(schedule, durations=np.full(len(schedule.tasks), 3000.0), iterations=2).to_profile()
+    m = measured(profile)
+    share = m.costs.bandwidth / profile.n_workers / 1e9
+    for rows, held in ((24, True), (128, False)):
+        made = mk.lower(graph, mk.Machine.named("h200"), tiles={"layer1.down_proj": rows}, handoff="counter")
+        one = made.tasks_of("layer1.down_proj")[0]
+        before, after = schedule.tasks.bytes[schedule.tasks.tasks_of("layer1.down_proj")[0]], made.bytes[one]
+        assert before < m.costs.ring_bytes and (after <= m.costs.ring_bytes) == held
+        found = cut(m, {"layer1.down_proj": rows}).work.execute[0, one]
+        more = after / 2.5 if held else (after - m.costs.ring_bytes) / 0.93
+        assert found == pytest.approx(3000 + (more - before / 2.5) / share, rel=0.01)

@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from mpklab.analysis.replay import Measured
 
 FEW = 3  # points through which a line may be laid
-# What one worker of a GPU gets through, in shares of the bandwidth (one H200, Qwen3-0.6B in tiles of 64 rows): from the
-# ring, where bytes wait for it, and from memory, beyond what the ring holds.
-RING, MEMORY = 2.5, 1.5
+# What one worker of a GPU gets through, in shares of the bandwidth (one H200, Qwen3-0.6B in tiles of 64 rows): its
+# consumers of what lies in the ring; its loader, which has two pages on their way, of what the ring did not hold before.
+RING, MEMORY = 2.5, 0.93
 
 
 def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, workers: int | None = None) -> Measured:
     """What a recording of the same graph with other tiles would give the engine; `tiles` as `lower` takes them.
 
     A tile that holds r times the bytes of a recorded one of its operator takes r times as long, beyond what an operator
-    of its kind takes however small. On a GPU what a tile has more is read at a worker's rates: from the ring as far as
-    that holds it, the rest from memory.
+    of its kind takes however small. On a GPU what a tile has more is read at a worker's rates: by the consumers all of it,
+    and meanwhile by the loader what the ring does not hold. Of tiles that one tile became only the first is fetched as
+    late as that was.
     """
     recorded = recipe.schedule_of(m.profile)
     if recorded.mode != "static":
@@ -56,16 +57,21 @@ def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, worker
     took = m.work.execute[:, source]
     if ring := m.costs.ring_bytes:
         share = m.costs.bandwidth / m.profile.n_workers / 1e9  # bytes per ns
-        more = (np.minimum(size, ring) - np.minimum(before, ring)) / RING
-        more += (np.maximum(size, ring) - np.maximum(before, ring)) / MEMORY
-        execute = np.where(before > ring, took * times, np.maximum(took / 4, took + more / share))
+
+        def read(size: np.ndarray) -> np.ndarray:
+            return np.maximum(size / RING, (size - ring) / MEMORY) / share
+
+        execute = np.where(before > ring, took * times, np.maximum(took / 4, took + read(size) - read(before)))
     else:
         fixed = np.minimum(_fixed(m)[m.profile.tasks["operator"][source]], took)
         execute = fixed + (took - fixed) * times
+    fetch = m.work.fetch[..., source]
+    again = np.r_[False, source[1:] == source[:-1]]
     work = replace(
         m.work,
         execute=execute,
-        **{name: getattr(m.work, name)[..., source] for name in ("fetch", "gather", "signal")},
+        fetch=np.where(again, np.minimum(fetch, np.median(m.work.fetch)), fetch),
+        **{name: getattr(m.work, name)[..., source] for name in ("gather", "signal")},
         **{name: np.zeros(len(made)) for name in ("overhead", "compute", "ahead", "behind", "load")},
     )
     # A tile that takes longer for its size does so quietly too.

@@ -35,7 +35,7 @@ DYNAMIC = "dynamic mode"
 KINDS = {"counter": False, "data": True}  # by abi.Handoff name: whether words say themselves when they are there
 # By how much predictions were off at most that were run afterwards, by what they change (Qwen3-0.6B on two H200s,
 # profiles/LOG.md); what a change of hand-offs does was never recorded on both sides.
-OFF = {"policy": 0.05, "workers": 0.06, "mode": 0.08, "tiles": 0.08, "handoff": 0.03}
+OFF = {"policy": 0.05, "workers": 0.06, "mode": 0.07, "tiles": 0.07, "handoff": 0.03}
 HANDED_OVER = 0.8  # an event that happened so many hand-offs ago is seen at the first look
 
 
