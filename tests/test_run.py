@@ -380,3 +380,9 @@ def test_a_model_without_weights_has_nothing_to_run() -> None:
     model = models.random("tiny", weights=False)
     with pytest.raises(RunError, match=r"no value for embed\.weight"):
         build(schedule_of(model), weights=model).run(eos=torch.zeros(1, dtype=torch.int32))
+
+
+def test_a_prompt_without_weights_to_read_it_by_is_refused_as_well() -> None:
+    model = models.random("tiny", weights=False)
+    with pytest.raises(RunError, match=r"no value for .*embed\.weight, .* weights=…"):
+        build(schedule_of(model), weights={"a name of no weight": torch.zeros(2)}).generate([1, 2, 3], max_new_tokens=2)

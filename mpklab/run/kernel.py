@@ -601,6 +601,7 @@ class Kernel(Presented):
         not begin with. Returns the seconds of that."""
         names = self._decoder()
         t = session.tensors
+        session.check_complete()  # before the prompt is read with what is missing
         first = session.holds(ids, slot)
         t[names["position"]][slot] = first  # rows from here on are no longer what they were
         seconds = prefill(t, self.graph, ids[first:-1], slot, first)

@@ -163,6 +163,16 @@ class Session:
             return value if _same_place(t, value) else _stored(t, torch.empty, device=self.device).copy_(value)
         return value if value.is_contiguous() else value.contiguous()
 
+    def check_complete(self) -> None:
+        """RunError naming the tensors that have no value yet."""
+        kernel = self.kernel
+        missing = [n for n in kernel.graph.tensors if n not in self.tensors and not _only_a_part(kernel, n)]
+        if missing:
+            raise RunError(
+                f"no value for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: give it to run(…), or weights "
+                f"to build(…, weights=…)"
+            )
+
     def _check_place(self, t: Tensor, value: torch.Tensor) -> None:
         """RunError unless a run can use this memory as it is."""
         if self._checked(t, value) is not value:
@@ -249,11 +259,7 @@ class Session:
             raise RunError(f"wait_limit_s must be a positive number of seconds, not {wait_limit_s!r}")
         if drop_signals is not None and not 0 <= drop_signals < len(kernel.schedule.tasks):
             raise RunError(f"drop_signals names task {drop_signals}; there are {len(kernel.schedule.tasks)}, from 0")
-        missing = [n for n, t in kernel.graph.tensors.items() if n not in self.tensors and not _only_a_part(kernel, n)]
-        if missing:
-            raise RunError(
-                f"no value for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: give it to run(…)"
-            )
+        self.check_complete()
         limit = env.wait_limit_s(DEFAULT_WAIT_LIMIT_S[kernel.backend]) if wait_limit_s is None else wait_limit_s
         memory = self._launch_memory(iterations, window, dims, drop_signals, limit)
         host_view = memory.host.host()
