@@ -27,7 +27,7 @@ MODES: dict[str, dict[str, str]] = {"round robin": {"policy": "round_robin"}, "d
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=60, help="interleaved rounds (default: %(default)s)")
-    parser.add_argument("--iterations", type=int, default=4, help="iterations in one launch (default: %(default)s)")
+    parser.add_argument("--iterations", type=int, default=20, help="iterations in one launch (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample here")
 
 
