@@ -11,7 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "abi": "", "errors": "", "models": "", "passes": "", "plots": "", "reference": "", "frames": "", "analysis": "",
+    "abi": "", "errors": "", "models": "", "passes": "", "tasks": "", "plots": "", "reference": "", "frames": "", "analysis": "",
     "Dim": "dims",
     "Graph": "graph", "GraphBuilder": "graph", "Operator": "graph", "Tensor": "graph",
     "Machine": "machine",

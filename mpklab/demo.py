@@ -82,9 +82,7 @@ def keep(folder: Path, kernel: Any) -> set[str]:
     """Leave the graph and a recorded run, say where, and return what was kept; one that cannot be drawn loses no other."""
     profile = kernel.generate(QUESTION, max_new_tokens=RECORDED_TOKENS, profile=2).profile
     cost = [f"What cost most: {finding}" for finding in profile.explain()["finding"][:1]]
-    graph = kernel.graph
-    while graph.parent is not None:  # what the user would write, before lowering fused it
-        graph = graph.parent
+    graph = kernel.graph.origin  # what the user would write, before lowering fused it
     what: list[tuple[str, str, Callable[[Path], object]]] = [
         ("operator graph", "graph.svg", lambda path: path.write_text(graph.to_svg(), "utf-8")),
         ("the same as it runs", "fused.svg", lambda path: path.write_text(kernel.graph.to_svg(), "utf-8")),

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -185,9 +186,18 @@ class Graph(Presented):
         operator = self.operator(name)
         return REGISTRY.ops[operator.op].thread_graph(self.node(operator))
 
-    def to_json(self) -> dict[str, Any]:
-        """The graph as `from_json` takes it; without the graph that it was made of."""
+    @property
+    def origin(self) -> Graph:
+        """The graph before any pass: itself, or the first of its ancestors."""
+        graph = self
+        while graph.parent is not None:
+            graph = graph.parent
+        return graph
+
+    def to_json(self, origin: bool = False) -> dict[str, Any]:
+        """The graph as `from_json` takes it; with `origin` also the one that passes made it of, which prefill goes through."""
         return {
+            **({"origin": self.origin.to_json()} if origin and self.parent is not None else {}),
             "format": FORMAT,
             "name": self.name,
             "dims": {str(d): d.max for d in self.dims},
@@ -233,9 +243,38 @@ class Graph(Presented):
                 Operator(o["name"], o["op"], dict(o["operands"]), dict(o["attrs"]), o["layer"])
                 for o in data["operators"]
             )
-            return Graph(data["name"], tensors, operators, data["meta"])
+            parent = Graph.from_json(data["origin"]) if "origin" in data else None
+            return Graph(data["name"], tensors, operators, data["meta"], parent)
         except (KeyError, TypeError, AttributeError) as error:
             raise GraphError(f"not a graph description: {error!r}") from error
+
+    def save(self, path: str | Path) -> None:
+        """The graph as JSON, and the one that passes made it of; `Graph.load` reads both back."""
+        Path(path).write_text(json.dumps(self.to_json(origin=True)), encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Graph:
+        """What `save` wrote; GraphError when it is not that."""
+        try:
+            return Graph.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise GraphError(f"{path} is not a saved graph: {error}") from error
+
+    def to_pandas(self) -> Any:
+        """One row per operator: operator, op, layer (-1: none), reads and writes (names of tensors, with commas)."""
+        import pandas as pd
+
+        rows = [
+            {
+                "operator": o.name,
+                "op": o.op,
+                "layer": -1 if o.layer is None else o.layer,
+                "reads": ", ".join(o.operands[k] for k in o.inputs),
+                "writes": ", ".join(o.operands[k] for k in o.outputs),
+            }
+            for o in self.operators
+        ]
+        return pd.DataFrame(rows, columns=["operator", "op", "layer", "reads", "writes"])
 
     def rewritten(self, tensors: Mapping[str, Tensor], operators: list[Operator], **meta: Any) -> Graph:
         """A new graph made from this one: tensors no operator uses any more are dropped, `parent` leads back here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -96,7 +97,17 @@ class Machine:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """The machine as `from_json` takes it."""
         return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Machine:
+        """A machine that `to_json` wrote; EnvError for anything else."""
+        try:
+            major, minor = (int(x) for x in data["capability"])
+            return Machine(**{**data, "capability": (major, minor), "cpus": tuple(int(c) for c in data["cpus"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise EnvError(f"not a machine's description: {error!r}") from error
 
     def __str__(self) -> str:
         return f"{self.name}: {self.workers} workers, {self.bandwidth / 1e9:.0f} GB/s"

@@ -17,14 +17,17 @@ from mpklab.errors import ProfileError, ScheduleError, suggest
 METHODS: dict[str, dict[str, str]] = {
     "Graph": {
         "to_svg": "mpklab.widgets.operator_graph:operator_graph",
+        "to_html": "mpklab.present:graph_page",
     },
     "TaskGraph": {
         "dag": "mpklab.widgets.task_dag:task_dag",
         "to_svg": "mpklab.present:tasks_svg",
+        "to_html": "mpklab.present:dag_page",
         "why": "mpklab.tasks.why:why",
     },
     "Schedule": {
         "dag": "mpklab.present:schedule_dag",
+        "to_html": "mpklab.present:dag_page",
         "simulate": "mpklab.simulator:simulate",
     },
     "Kernel": {},
@@ -36,6 +39,8 @@ METHODS: dict[str, dict[str, str]] = {
         "frame": "mpklab.present:frame",
         "export": "mpklab.exports:export",
         "to_parquet": "mpklab.exports:to_parquet",
+        "to_html": "mpklab.present:profile_page",
+        "to_pandas": "mpklab.frames:spans",
         **{
             name: f"mpklab.frames:{name}"
             for name in ("spans", "health", "workers", "causality", "align", "alignment", "verdict", "query")
@@ -110,6 +115,21 @@ def schedule_dag(schedule: Any, **options: Any) -> Any:
 def tasks_svg(tasks: Any) -> Any:
     """The operator graph that the tasks were cut from."""
     return import_module("mpklab.widgets.operator_graph").operator_graph(tasks.graph)
+
+
+def graph_page(graph: Any, path: Any = None) -> Any:
+    """The operator graph as a self-contained page: its text, or the path it was written to."""
+    return import_module("mpklab.widgets.operator_graph").graph_view(graph).to_html(path)
+
+
+def dag_page(value: Any, path: Any = None) -> Any:
+    """The tasks of a task graph or a schedule as a self-contained page: its text, or the path it was written to."""
+    return value.dag().to_html(path)
+
+
+def profile_page(profile: Any, path: Any = None) -> Any:
+    """The Studio of a recording as a self-contained page: its text, or the path it was written to."""
+    return profile.studio().to_html(path)
 
 
 def frame(profile: Any, name: str) -> Any:

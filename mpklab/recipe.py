@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpklab.errors import ProfileError
+from mpklab.errors import EnvError, ProfileError
 from mpklab.graph import Graph
 from mpklab.machine import Machine
 from mpklab.profile import Profile
@@ -61,10 +61,11 @@ def tables(schedule: Schedule) -> dict[str, Any]:
 def meta(schedule: Schedule) -> dict[str, Any]:
     """What the schedule is called, and its recipe: the graph as it was given, the plan and the machine."""
     tasks = schedule.tasks
-    graph: Graph = tasks.graph
-    while graph.parent is not None:
-        graph = graph.parent
-    made: dict[str, Any] = {"graph": graph.to_json(), "plan": tasks.plan.to_json(), "machine": tasks.machine.to_json()}
+    made: dict[str, Any] = {
+        "graph": tasks.graph.origin.to_json(),
+        "plan": tasks.plan.to_json(),
+        "machine": tasks.machine.to_json(),
+    }
     if schedule.handout is not None and schedule.home is not None:
         made["handout"], made["home"] = asdict(schedule.handout), schedule.home.tolist()
         made["drains"] = [[[d.position, d.event] for d in row] for row in schedule.drains]
@@ -116,11 +117,9 @@ def machine_of(profile: Profile) -> Machine | None:
     if not isinstance(found, Mapping) or not isinstance(found.get("machine"), Mapping):
         return None
     try:
-        fields = dict(found["machine"])
-        pair = [int(x) for x in fields["capability"]]
-        return Machine(**{**fields, "capability": (pair[0], pair[1]), "cpus": tuple(fields["cpus"])})
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ProfileError(f"the profile's recipe describes no machine: {error!r}") from error
+        return Machine.from_json(found["machine"])
+    except EnvError as error:
+        raise ProfileError(f"the profile's recipe describes no machine: {error}") from error
 
 
 def settings_of(profile: Profile) -> dict[str, int]:

@@ -261,14 +261,15 @@ class Schedule(Presented):
                         arrays[name] = np.lib.format.read_array(f, allow_pickle=False)
             handout = Handout(**head["handout"]) if "handout" in head else None
             drains = tuple(tuple(Drain(*d) for d in row) for row in head.get("drains", ()))
+            mode, policy, workers = str(head["mode"]), str(head["policy"]), int(head["workers"])
         except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise ScheduleError(f"{path} is not a saved schedule: {error}") from error
         return checked(
             Schedule(
                 tasks,
-                head["mode"],
-                head["policy"],
-                head["workers"],
+                mode,
+                policy,
+                workers,
                 arrays["worker"],
                 arrays["position"],
                 handout,

@@ -13,12 +13,7 @@ from mpklab.errors import RunError
 from mpklab.graph import Graph, Operator
 from mpklab.reference.functions import normalise, rotate
 
-
-def original(graph: Graph) -> Graph:
-    """The graph before any pass."""
-    while graph.parent is not None:
-        graph = graph.parent
-    return graph
+PLAIN = {"x", "weight", "bias", "out"}  # operands of a linear that nothing was fused into
 
 
 @torch.inference_mode()
@@ -33,7 +28,7 @@ def prefill(
     begin = time.perf_counter()
     if not ids:
         return 0.0
-    source = original(graph)
+    source = graph.origin
     attentions = [o for o in source.operators if o.op == "attention"]
     if not attentions:
         return 0.0
@@ -53,6 +48,11 @@ def prefill(
             x = get(o, "x")
             out = normalise(x.float(), get(o, "weight"), o.attrs["eps"]).to(x.dtype)
         elif o.op == "linear":
+            if set(o.operands) - PLAIN or o.attrs["epilogue"] != "none":
+                raise RunError(
+                    f"prefill goes through a graph as it was before fusing, and {o.name} is fused without one to go back "
+                    "to: give the caches yourself through new_session(…)"
+                )
             out = functional.linear(get(o, "x"), get(o, "weight"), get(o, "bias") if "bias" in o.operands else None)
         elif o.op == "attention":
             out = _attention(o, get, tensors, slot, first)

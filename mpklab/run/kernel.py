@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import operator
 import queue
 import threading
@@ -194,7 +193,7 @@ class Kernel(Presented):
 
     def _keep_stages(self, folder: Path) -> None:
         """Leave graph, tasks and schedule beside the kernel, for reading and resuming: those it was first built for."""
-        (folder / "graph.json").write_text(json.dumps(self.graph.to_json()))
+        self.graph.save(folder / "graph.json")
         self.schedule.tasks.save(folder / "tasks.npz")
         self.schedule.save(folder / "schedule.npz")
 

@@ -13,7 +13,6 @@ from mpklab.errors import RunError
 from mpklab.graph import Graph
 from mpklab.models import Model
 from mpklab.ops.sample import COLUMNS, SEED_WORDS
-from mpklab.reference.prefill import original
 from mpklab.schedule import POLICIES, POOLS, Schedule, assign
 from mpklab.tasks import Plan, lower
 
@@ -107,7 +106,7 @@ def draws(graph: Graph) -> bool:
 def drawing(schedule: Schedule, model: Model | None) -> Schedule:
     """The schedule of the same model's step that draws its token, cut and assigned alike; RunError where there is none."""
     tasks = schedule.tasks
-    given = original(tasks.graph)
+    given = tasks.graph.origin
     says = "this kernel chooses the likeliest token; build one from decode_graph(…, sampling=True) to draw tokens"
     if model is None or "embed.weight" not in given.tensors:
         raise RunError(says)

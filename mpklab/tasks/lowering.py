@@ -166,10 +166,11 @@ def load(path: str | Path) -> TaskGraph:
     try:
         with zipfile.ZipFile(path) as z:
             head = json.loads(z.read("tasks.json"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        parts = [head[name] for name in ("graph", "machine", "plan")]
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise LowerError(f"{path} is not a saved task graph: {error}") from error
-    machine = {**head["machine"], "capability": tuple(head["machine"]["capability"]), "cpus": ()}
-    return _lower_rewritten(Graph.from_json(head["graph"]), Machine(**machine), Plan.from_json(head["plan"]))
+    machine = replace(Machine.from_json(parts[1]), cpus=())  # the cores of another day need not be there
+    return _lower_rewritten(Graph.from_json(parts[0]), machine, Plan.from_json(parts[2]))
 
 
 def dim_values(graph: Graph, given: Mapping[str, int] | None) -> tuple[int, ...]:

@@ -130,7 +130,11 @@ class TaskGraph(Presented):
         )
 
     def save(self, path: str | Path) -> None:
-        """graph, plan and machine as JSON, arrays as npy, in one zip; `tasks.load` reads it back."""
+        """Graph, plan and machine as JSON in a zip; `mk.tasks.load` makes the arrays of them again."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
-            head = {"graph": self.graph.to_json(), "plan": self.plan.to_json(), "machine": self.machine.to_json()}
+            head = {
+                "graph": self.graph.to_json(origin=True),
+                "plan": self.plan.to_json(),
+                "machine": self.machine.to_json(),
+            }
             z.writestr("tasks.json", json.dumps(head))
