@@ -60,9 +60,6 @@ class Configuration:
     def __str__(self) -> str:
         return ", ".join(f"{k}={v}" for k, v in self.texts.items() if v is not None) or "defaults"
 
-    def matches(self, wanted: Mapping[str, Any]) -> bool:
-        return all(self.texts.get(k) == text(v) for k, v in wanted.items())
-
 
 def text(value: Any) -> Any:
     """A knob's value as something that JSON and a table can hold."""
