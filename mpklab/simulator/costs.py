@@ -19,9 +19,9 @@ from mpklab.tasks import TaskGraph
 F64 = npt.NDArray[np.float64]
 # A worker's own arithmetic keeps up with this multiple of its share of the bandwidth (one H200, batch 1).
 KEEPS_UP = 1.2
-# Pools of a GPU, in hand-offs (recordings of Qwen3-0.6B on two H200s, profiles/LOG.md): a warp pushes 32 tasks side by side; a loader finds one,
-# takes it, with early push says so, and lays it out; a signal that may hand out tasks is waited for. Loaders that never
-# leave the pool take turns by addition; others compete, one after the other.
+# Pools of a GPU, in hand-offs (recordings of Qwen3-0.6B on two H200s, profiles/LOG.md): a warp pushes 32 tasks side by
+# side; a loader finds one, takes it, with early push says so, and lays it out; a signal that may hand out tasks is waited
+# for. Loaders that never leave the pool take turns by addition; others compete, one after the other.
 HANDOUT, PUSH, QUEUE, ROUND, SEEK, POP, LAYOUT, ISSUE, PROMISE, SERIAL, POOL_SIGNAL = (
     0.97, 0.024, 0.55, 0.70, 1.49, 0.065, 0.89, 0.34, 0.94, 0.30, 0.95
 )  # fmt: skip
