@@ -300,7 +300,7 @@ def test_a_page_that_is_not_waited_for_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("at", "told"),
     [(2, "ended with bulk copies under way"), (3, "more arrivals in a phase than the 1 it expects"),
-     (4, r"every thread of the block waits for another one[^$]*warp 0 lanes 1-31: bar.sync[^$]*warp 1 lanes 0-31: its end"),
+     (4, r"every thread of the block waits for another one[^$]*warp 0 lanes [^:]*: bar.sync[^$]*warp 1 lanes 0-31: its end"),
      (5, "the lanes of a warp part ways: some are at"), (6, "should be multiples of 16"),
      (7, r"nothing happened for 20000 switches[^$]*: a load that others store to 0x")],
 )  # fmt: skip

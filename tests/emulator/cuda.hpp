@@ -335,8 +335,9 @@ inline void Block::choose_warp() {
     if (able == 0) fail("deadlock: every thread of the block waits for another one");
     if (machine.now - machine.last_progress > machine.patience)
       fail("deadlock: nothing happened for %llu switches", machine.patience);
-    if (--until_pass <= 0 || (busy == 0 && one_in(4))) {
-      until_pass = 1 + int(machine.random() % 64);
+    // The system takes its time to hand over from thread to thread: a block that finds nothing to do tries a little.
+    if (--until_pass <= 0 || (busy == 0 && one_in(16))) {
+      until_pass = 1 + int(machine.any_length(10));
       machine.pass_to(machine.another(index), index, true);
       continue;
     }

@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 # Code for a GPU reads words as other types, and a product is rounded before it is added. Frame pointers are for reports.
 FLAGS = (
     "-std=c++20", "-Og", "-g1", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-ffp-contract=off", "-shared",
-    "-fPIC", "-fno-extern-tls-init", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+    "-fPIC", "-fno-extern-tls-init", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter",
 )  # fmt: skip
 CLOCK_HZ = 1e9  # of the emulated clock, which a switch from one lane to another moves by 32
 PATIENCE = 4_000_000  # switches in which nothing happens, before that is called a deadlock
@@ -73,7 +73,7 @@ def compiled(text: str, *flags: str) -> Path:
     root = env.private_folder(env.cache_folder() / "emulated")
     folder, mine = root / key, root / f".{key}.{os.getpid()}"
     if not folder.exists():
-        mine.mkdir()
+        mine.mkdir(exist_ok=True)
         (mine / "kernel.cu").write_text(text + "MPK_EMULATED(mpk_kernel)\n")
         line += [str(mine / "kernel.cu"), "-o", str(mine / "kernel.so")]
         done = subprocess.run(line, capture_output=True, text=True)
