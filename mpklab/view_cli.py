@@ -37,8 +37,7 @@ def main(args: argparse.Namespace) -> int:
     if args.diff:
         shown = Studio(profiles[0], other=profiles[1], title=title)
     else:
-        # Where no edges are known, nothing says what a gap between two spans was for.
-        cost = list(analysis.explain(profiles[0])["finding"][:1]) if profiles[0].edges else []
+        cost = analysis.explain(profiles[0])["finding"][:1]
         shown = Studio(profiles[0], title=title, notes=[f"What cost most: {finding}" for finding in cost])
     page = args.output or Path("-".join(stems) + ".html")
     try:

@@ -329,5 +329,6 @@ def _rest(profile: Profile, p: Pieces, total: int) -> list[Finding]:
     dropped = int(h["dropped"].sum())
     why = f"; {dropped} records were dropped" if dropped else ""
     if lost:
-        out.append(Finding("lost", f"{say_ns(lost)} is not explained, {_share(lost, total)}{why}.", lost, ()))
+        what = "is not explained" if profile.edges else "lies between spans, and without edges nothing says what for"
+        out.append(Finding("lost", f"{say_ns(lost)} {what}, {_share(lost, total)}{why}.", lost, ()))
     return out
