@@ -63,7 +63,10 @@ def test_a_recording_without_edges_shows_what_it_has() -> None:
     """Neither operators beside each other, nor tasks that are all ready from the start, nor causes of gaps."""
     events = [{"ph": "X", "ts": 2 * t, "dur": 1, "name": "ab"[t % 2], "tid": 0} for t in range(9)]
     profile = from_chrome({"traceEvents": events})
-    assert "8 µs lies between spans, and without edges nothing says what for" in mk.analysis.explain(profile)["finding"].iloc[0]
+    assert (
+        "8 µs lies between spans, and without edges nothing says what for"
+        in mk.analysis.explain(profile)["finding"].iloc[0]
+    )
     shown = Studio(profile)
     assert shown.graph is None and shown.dag is not None and shown.timeline is not None
     assert not [name for name in shown.timeline.lanes.columns if "ready" in name]
