@@ -333,6 +333,33 @@ def test_studio_shares_one_selection(show: Any) -> None:
     assert page.page.locator("th[aria-sort='descending']").inner_text() == "worker"
 
 
+def test_rows_that_stay_in_view_are_not_touched(show: Any) -> None:
+    """Else a click would be lost on a row that is drawn anew between press and release."""
+    page = show(Studio(spans=make_spans(216, 8, 1), tasks=make_tasks(4, 8)), viewport={"width": 1300, "height": 1600})
+    rows = "[...document.querySelectorAll('[data-task]')].map((row) => Number(row.dataset.task))"
+    drawn = set(page.run(rows))
+    for top in (600, 480, 720, 3000, 2700, 0):
+        page.run("document.querySelectorAll('[data-task]').forEach((row) => row.kept = true)")
+        page.run(f"(mpk.table.scroll.scrollTop = {top}, 0)")
+        page.settle()
+        before, drawn = drawn, set(page.run(rows))
+        assert page.run(rows) == list(range(min(drawn), max(drawn) + 1)) and top // 22 + 10 in drawn
+        kept = page.run(rows.replace(".map", ".filter((row) => row.kept).map"))
+        assert set(kept) == before & drawn, top
+
+
+def test_the_parts_go_by_the_studios_own_width(show: Any) -> None:
+    studio = Studio(spans=make_spans(216, 8, 1), tasks=make_tasks(4, 8))
+    for width, beside in ((1300, True), (700, False)):  # of the place it is given, in a window that stays wide
+        page = show(studio, viewport={"width": 1600, "height": 1200})
+        page.run(f"document.querySelector('main').style.width = '{width}px'")
+        page.settle()
+        tops = page.run(
+            "['graph', 'dag'].map((p) => Math.round(document.querySelector('.mpk-part-' + p).getBoundingClientRect().top))"
+        )
+        assert (tops[0] == tops[1]) == beside, width
+
+
 def test_names_stay_text(show: Any) -> None:
     nasty = "<img src=x onerror=alert(1)></script><script>alert(2)</script>\"'\u2028\n" + "y" * 10_000
     tasks, spans = make_tasks(1, 4, names=nasty), make_spans(36, 4, 1)

@@ -55,23 +55,23 @@ export function mountTable(el, meta, columns, host = {}) {
   }
   function draw() {
     const first = Math.max(0, Math.floor(scroll.scrollTop / ROW) - 8), last = Math.min(rows.length, first + Math.ceil(scroll.clientHeight / ROW) + 24);
-    // Rows that stay are kept: a row replaced between press and release would swallow the click.
-    if (drawn.rows === rows && drawn.first === first && drawn.last === last) {
-      for (const tr of body.querySelectorAll("[data-task]")) tr.setAttribute("aria-selected", String(selection.ids.has(Number(tr.getAttribute("data-task")))));
-      return tell();
+    // Rows that stay are not touched: one replaced between press and release would swallow the click.
+    if (drawn.rows !== rows || first >= drawn.last || last <= drawn.first) body.replaceChildren(before, ...lines(first, last), after);
+    else {
+      for (let i = drawn.first; i < first; i++) before.nextSibling.remove();
+      for (let i = last; i < drawn.last; i++) after.previousSibling.remove();
+      before.after(...lines(first, drawn.first));
+      after.before(...lines(drawn.last, last));
     }
     drawn = { rows, first, last };
     before.style.height = `${first * ROW}px`;
     after.style.height = `${(rows.length - last) * ROW}px`;
-    const lines = [before];
-    for (let i = first; i < last; i++) {
-      const task = rows[i];
-      const tr = make("tr", { tabindex: -1, "aria-rowindex": i + 2, "aria-selected": String(selection.ids.has(task)), "data-task": task },
-        ...shown.map((column) => make("td", { class: column.text ? "mpk-text" : "" }, column.show(column.of(task)))));
-      lines.push(tr);
-    }
-    body.replaceChildren(...lines, after);
+    for (const tr of body.querySelectorAll("[data-task]")) tr.setAttribute("aria-selected", String(selection.ids.has(Number(tr.getAttribute("data-task")))));
     return tell();
+  }
+  function lines(first, last) {
+    return Array.from({ length: Math.max(0, last - first) }, (_, k) => make("tr", { tabindex: -1, "aria-rowindex": first + k + 2, "data-task": rows[first + k] },
+      ...shown.map((column) => make("td", { class: column.text ? "mpk-text" : "" }, column.show(column.of(rows[first + k]))))));
   }
   function tell() {
     count.textContent = only ? `${rows.length} of ${model.n}` : selection.ids.size ? `${selection.ids.size} of ${model.n} selected` : `${model.n}`;
