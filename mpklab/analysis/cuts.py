@@ -34,12 +34,9 @@ def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, worker
     recorded = recipe.schedule_of(m.profile)
     if recorded.mode != "static":
         raise ProfileError("tiles: the recorded tasks were handed out at run time; record a static run to cut it anew")
-    graph = recorded.tasks.graph
-    while graph.parent is not None:
-        graph = graph.parent
     try:
         settings: Any = recipe.settings_of(m.profile)
-        made = lower(graph, recorded.tasks.machine, tiles=dict(tiles), **settings)
+        made = lower(recorded.tasks.graph.origin, recorded.tasks.machine, tiles=dict(tiles), **settings)
         schedule = assign(made, policy=policy or recorded.policy, workers=workers or m.profile.n_workers)
     except MpkError as error:
         raise ProfileError(f"tiles: these operators cannot be cut so: {error}") from error

@@ -224,7 +224,7 @@ def heaviest(schedule: Any) -> str:
 def defects(base: Subject, subject: Any, args: argparse.Namespace) -> tuple[str, list[str], list[list[object]], bool]:
     """A slow worker, an operator in one tile, nothing loaded ahead: each must be what `explain` says first."""
     schedule = base.kernel.schedule
-    lowered, machine, graph = schedule.tasks, schedule.tasks.machine, _given(schedule)
+    lowered, machine, graph = schedule.tasks, schedule.tasks.machine, schedule.tasks.graph.origin
     typical = int(tasks(base.recorded(WINDOW))["dur_ns"].median())
     slow = schedule.workers // 2
     name = heaviest(schedule)
@@ -272,20 +272,13 @@ def _lopsided(lowered: Any, name: str) -> Any:
     return lambda tasks, workers: np.where(heavy, 0, usual)
 
 
-def _given(schedule: Any) -> Any:
-    graph = schedule.tasks.graph
-    while graph.parent is not None:
-        graph = graph.parent
-    return graph
-
-
 # --- changed schedules ---
 
 
 def changes(base: Subject, subject: Any, args: argparse.Namespace) -> tuple[str, list[str], list[list[object]], bool]:
     """Each change predicted from a recording of the base, then run; interleaved, without recording."""
     schedule = base.kernel.schedule
-    lowered, machine, graph = schedule.tasks, schedule.tasks.machine, _given(schedule)
+    lowered, machine, graph = schedule.tasks, schedule.tasks.machine, schedule.tasks.graph.origin
     fewer = max(1, schedule.workers // 2)
     rows_of = {"linear": 64 if machine.backend == "cuda" else 4 * _rows(schedule)}
     asked: dict[str, tuple[Subject, Mapping[str, Any]]] = {

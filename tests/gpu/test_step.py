@@ -29,12 +29,8 @@ def kernel() -> Any:
     return small("qwen3-0.6b", 1, 3)
 
 
-def operands(kernel: Any) -> Any:
-    return kernel.graph.operands_of("advance")
-
-
 def step(kernel: Any, session: Any, position: int, token: int = 7, steps: int = 1, **more: Any) -> Any:
-    o, t = operands(kernel), session.tensors
+    o, t = kernel.graph.operands_of("advance"), session.tensors
     t[o["token"]].fill_(token)
     t[o["position"]].fill_(position)
     t[o["done"]].zero_()
