@@ -66,8 +66,12 @@ def test_an_operator_in_one_tile_is_named(kernel):
     one = {o.name: 1 << 20 for o in lowered.operators if o.name.endswith(name)}
     cut = mk.lower(kernel.model.decode_graph(context=CONTEXT + 16), machine, tiles=one)
     assert {len(cut.tasks_of(n)) for n in one} == {1}
-    profile, _ = launched(mk.build(mk.assign(cut), weights=kernel.model))
-    found = explain(profile, top=50, gains=False)
+    mine = tuple(int(cut.tasks_of(n)[0]) for n in one)  # of a model so small that nobody would have to wait for them
+    late = delayed(mk.build(mk.assign(cut), weights=kernel.model), task=mine)
+    for _ in range(40):  # where others slow one of the cores, that is said instead, and rightly
+        found = explain(launched(late)[0], top=50, gains=False)
+        if "slow_worker" not in set(found["kind"]):
+            break
     said = found.loc[found["kind"] == "few_tiles", "finding"].tolist()
     assert any(s.startswith(f"{name} is cut into 1 tile for 2 workers") for s in said), said
 
