@@ -86,7 +86,8 @@ def test_qwen3_06b_in_float32_gives_the_very_tokens_of_transformers(large: Any) 
 
 
 def test_a_recorded_call_keeps_its_tokens(large: Any) -> None:
-    program = Qwen3Program(large, 64, grids=False, profiler_tensor=torch.zeros(8, dtype=torch.int64, device="cuda"))
+    tensor = torch.zeros(3000 * 128, dtype=torch.uint64, device="cuda")
+    program = Qwen3Program(large, 64, grids=False, profiler_tensor=tensor)
     program.mpk.compile()
     found = program.generate(LARGE_PROMPT)
     assert program.mpk.profile is not None and len(program.mpk.profile.spans())
