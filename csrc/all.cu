@@ -72,7 +72,7 @@ MPK_KERNEL(mpk_odd_float, OddFloat, 0, 8)
 // Some tensors handed over by their own words.
 #define MPK_WORDS(name, operators, level, warps)                                                                       \
   extern "C" __global__ void __launch_bounds__(mpk::threads<warps>(), 1) name(const __grid_constant__ Launch launch) { \
-    run_device<operators, level, warps, 32768, 6, 2, 65536, Holds::words>(launch);                                     \
+    run_device<operators, level, warps, 32768, 6, 2, 32768, Holds::words>(launch);                                     \
   }
 
 MPK_WORDS(mpk_words_decode_one, DecodeOne, 0, 16)

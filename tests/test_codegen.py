@@ -29,7 +29,7 @@ def test_source_is_short_and_blind_to_the_schedule(tasks):
 def test_cuda_source_names_its_settings():
     tasks = lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), pages=4)
     text = emit(assign(tasks), level=2).text
-    assert "run_device<Kernel, 2, 8, 32768, 4, 2, 65536>" in text
+    assert "run_device<Kernel, 2, 8, 32768, 4, 2, 32768>" in text
 
 
 def test_a_delay_is_compiled_in_only_where_it_is_asked_for(tasks):
