@@ -21,6 +21,7 @@ class Op:
     before: tuple[str, ...] = ()  # those of the iteration before: lag 1
     kind: str = "linear"
     layer: int = -1
+    words: bool = False  # handed over by them: a task's waits for such operators are one record
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,13 @@ def make(
                     t = now[w] + (gap if made[w] else 0)
                     phases = [("fetch", task, run.fetch)] if level > 1 else []
                     at = t + run.fetch
+                    by_words = [p for p, _ in needs if ops[index[p]].words]
                     for p, i in needs:
                         seen = max(executed[int(x), i] for x in range(first[index[p]], first[index[p] + 1]))
-                        done = max(at, seen + latency)
-                        if level > 1:
+                        done = max(at, seen + latency if run.until is None else run.until)
+                        if level > 1 and p in by_words[1:]:
+                            phases[-1] = ("wait", phases[-1][1], phases[-1][2] + done - at)
+                        elif level > 1:
                             phases.append(("wait", index[p], done - at))
                         at = done
                     for name, dur in (("gather", run.gather), ("execute", run.execute), ("signal", run.signal)):
@@ -118,7 +122,10 @@ def make(
         encode([s for w in range(n_workers) for s in spans[w]], n_workers, level=level, **encoding),
         n_workers,
         level=level,
-        operators=[{"name": op.name, "op": op.kind, "layer": op.layer} for op in ops],
+        operators=[
+            {"name": op.name, "op": op.kind, "layer": op.layer, **({"handoff": "data"} if op.words else {})}
+            for op in ops
+        ],
         tasks={
             "operator": operator,
             "worker": worker,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from lanes import LaneClock
 from schedules import Op, Run, make
 
-from mpklab.analysis import bubbles
-from mpklab.analysis.idle import NAMES
+from mpklab.analysis import blame, bubbles, waits
+from mpklab.analysis.idle import NAMES, pieces
 from mpklab.errors import ProfileError
 
 
@@ -59,6 +59,34 @@ def test_ready_tasks_in_other_queues_are_told_from_none():
     queues = [[[Run("a", 0, 100), Run("b", 0, 20)], [Run("x", 0, 10)], [Run("n", 0, 40), Run("e", 0, 5)]]]
     row = rows(make(ops, queues)).loc[1]
     assert nonzero(row) == {"ready_elsewhere": 40, "starved": 60, "producer": 20, "execute": 10}
+
+
+def test_who_ends_after_a_wait_by_words_was_not_waited_for():
+    # b has all it reads at 109, 9 ns after a's first tile; the third stored its words long before, and goes on
+    ops = [Op("a", tiles=3, words=True), B]
+    queues = [[[Run("a", 0, 100)], [Run("a", 1, 60)], [Run("a", 2, 5000)], [Run("b", 0, 6000, fetch=3, until=109)]]]
+    profile = make(ops, queues)
+    assert nonzero(rows(profile).loc[3]) == {"fetch": 3, "producer": 97, "latency": 9, "execute": 6000}
+    p, wait, path = pieces(profile), waits(profile), blame(profile)
+    assert p.cause[p.cause >= 0].tolist() == [0, 0]
+    assert wait[["producer", "happened_ns", "latency_ns"]].values.tolist() == [[0, wait["end_ns"][0] - 9, 9]]
+    assert path[["segment", "task"]].values.tolist() == [["execute", 0], ["latency", 3], ["execute", 3]]
+
+
+def test_of_two_events_by_words_the_one_that_was_read_is_the_cause():
+    # as one piece of the context reads the newest key, and the others the query alone
+    ops = [Op("q", words=True), Op("k", words=True), Op("c", after=("q", "k"))]
+    queues = [[[Run("q", 0, 100)], [Run("k", 0, 5000)], [Run("c", 0, 50, until=109)]]]
+    row = rows(make(ops, queues), by="cause").set_index("cause").loc["q"]
+    assert nonzero(row) == {"producer": 100, "latency": 9}
+
+
+def test_words_read_while_they_are_made_are_their_last_producers():
+    queues = [[[Run("a", 0, 100)], [Run("a", 1, 200)], [Run("b", 0, 50, until=80)]]]
+    profile = make([Op("a", tiles=2, words=True), B], queues)
+    assert nonzero(rows(profile).loc[2]) == {"producer": 80, "execute": 50, "tail": 70}
+    p = pieces(profile)
+    assert p.cause[p.cause >= 0].tolist() == [1]
 
 
 def test_ramp_and_tail():

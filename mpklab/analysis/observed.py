@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpklab.frames import NEVER, decode, grid, ranks
+from mpklab.frames import NEVER, decode, grid, ranks, residual
 from mpklab.frames.tables import ranges
 from mpklab.profile import Profile
 from mpklab.recipe import events_by_words
@@ -47,7 +47,8 @@ class Observed:
     `frames.tasks` · happened, sender
     [iteration, event]: when an event's last signal was given and by which task (-1 unknown) · ready: when a task's last
     event happened, no earlier than its iteration began anywhere; ALWAYS where an event's time is not known · binding,
-    binding_row: the task whose signal that was, and its row (-1 none).
+    binding_row: the task whose signal that was, and its row (-1 none). Of what a task waits for by words, `ready` and
+    `binding` leave out who ended after its wait did: see `_words_read`.
     """
 
     protocol: Protocol
@@ -183,14 +184,19 @@ def _observe(profile: Profile, rules: Protocol, rank: int) -> Observed:
     binding_row = np.full((n, profile.n_tasks), -1, np.int32)
     if rules.wait_task.size:
         waiters, starts = np.unique(rules.wait_task, return_index=True)
+        error = round(residual(profile))
         for i in range(n):
             row = i - rules.wait_lag.astype(np.int64)
             times = np.where(row >= 0, happened[np.maximum(row, 0), rules.wait_event], NEVER)
+            by = sender[np.maximum(row, 0), rules.wait_event]
             lost = (row >= 0) & (times == NEVER)
+            over = cells["start_ns"][i, rules.wait_task]
+            over = np.where(over == NEVER, ALWAYS - error, over) + error
+            _words_read(rules, end, row, over, times, by)
             ready[i, waiters] = np.maximum.reduceat(times, starts)
             order = np.argsort(times, kind="stable")
             order = order[times[order] != NEVER]
-            binding[i, rules.wait_task[order]] = sender[np.maximum(row, 0), rules.wait_event][order]
+            binding[i, rules.wait_task[order]] = by[order]
             binding_row[i, rules.wait_task[order]] = row[order]
             unknown = rules.wait_task[lost]
             ready[i, unknown], binding[i, unknown], binding_row[i, unknown] = ALWAYS, -1, -1
@@ -214,3 +220,31 @@ def _observe(profile: Profile, rules: Protocol, rank: int) -> Observed:
         binding=binding,
         binding_row=binding_row,
     )
+
+
+def _words_read(
+    rules: Protocol, end: np.ndarray, row: np.ndarray, over: np.ndarray, times: np.ndarray, by: np.ndarray
+) -> None:
+    """When, and from whom, the last words came that each of the protocol's waits by words was for: puts that into
+    `times` and `by` (NEVER, -1: from nobody) for waits that were over (at `over`) before their event's last task ended.
+
+    A task need not read all words of an event (only one piece of the context reads the newest key), and its producer may
+    go on after its last word. Either way it did not wait for who ended later than its own wait; it waited for the last
+    of the others. A task for which nobody had ended by then read words while they were made: the one that ends last
+    stands for them.
+    """
+    late = np.nonzero(rules.words[rules.wait_event] & (times > over))[0]
+    if not late.size:
+        return
+    was = times[late], by[late]
+    bounds = np.searchsorted(rules.signal_event, np.arange(rules.n_events + 1))
+    events, groups = np.unique(np.stack([row[late], rules.wait_event[late]]), axis=1, return_inverse=True)
+    for g, (r, e) in enumerate(events.T):
+        at = late[groups.reshape(-1) == g]
+        tasks = rules.signal_task[bounds[e] : bounds[e + 1]]
+        tasks = tasks[np.argsort(end[r, tasks], kind="stable")]
+        ended = np.searchsorted(end[r, tasks], over[at], side="right")
+        times[at] = np.where(ended, end[r, tasks[ended - 1]], NEVER)
+        by[at] = np.where(ended, tasks[ended - 1], -1)
+    alone = ~np.isin(rules.wait_task[late], rules.wait_task[times != NEVER])
+    times[late[alone]], by[late[alone]] = was[0][alone], was[1][alone]
