@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from schedules import Op, Run, make
 
 import mpklab as mk
 from mpklab.analysis import explain, imbalance
 from mpklab.bench.decode import reset, start
-from mpklab.bench.known import MOVED, heaviest
+from mpklab.bench.known import DELAY_NS, MOVED, MOVED_BY_WORDS, _shift, heaviest, symptoms
 from mpklab.codegen import Delay
 from mpklab.frames import spans, tasks
 
@@ -51,6 +52,46 @@ def test_a_delay_moves_what_it_should(kernel, where):
     held_up, other = ("execute", "signal") if where == "execution" else ("signal", "execute")
     assert LATE_NS * 0.8 < shift(held_up) < LATE_NS * 3, shift(held_up)
     assert abs(shift(other)) < LATE_NS / 2
+
+
+LATENCY, SLACK, WORKERS = 300, 40, 4  # ns, ns; the last but one is late
+
+
+def recording(where, late, words):
+    """Three iterations in which one of four tiles of `embed` is late by so much after its outputs are stored: by words
+    nobody waits for that but its own worker, by counters all do. `last` waits for all, and the next iteration for it."""
+    ops = [
+        Op("embed", WORKERS, before=("last",), kind="embedding", words=words),
+        Op("next", WORKERS, after=("embed",)),
+        Op("last", after=("next",)),
+    ]
+    runs, queues, now = late if where == "execution" else 0, [], 0
+    signals, stored = late - runs, 1000
+    for _ in range(3):
+        told = now + stored + LATENCY if words else now + stored + late + LATENCY
+        queue = []
+        for w in range(WORKERS):
+            own = w == WORKERS - 2
+            execute = stored - SLACK * (w != 0) + (runs + SLACK) * own  # others wait for the first one, too
+            first = Run("embed", w, execute, signal=signals * own)
+            queue.append([first, Run("next", w, 500, until=now if words and own else told)])
+        queue[0].append(Run("last", 0, 50))
+        queues.append(queue)
+        ready = now + stored + late if words else told
+        now = ready + 500 + LATENCY + 50 + LATENCY  # `last` ends and is noticed
+    return make(ops, queues, latency=LATENCY)
+
+
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("where", MOVED)
+def test_the_symptoms_of_a_delay_are_those_put_in(where, words):
+    task, expected = WORKERS - 2, (MOVED_BY_WORDS if words else MOVED)[where]
+    seen = [symptoms(recording(where, times * DELAY_NS, words), "embed", task) for times in (1, 2)]
+    moved = {what: _shift(seen[0][what], seen[1][what])[0] for what in expected}
+    assert moved == pytest.approx({what: times * DELAY_NS for what, times in expected.items()}, abs=2)
+    if words:  # they wait for the first one's words, and for no more
+        assert seen[1]["producer"] == pytest.approx([SLACK] * 2, abs=2)
+        assert seen[1]["latency"] == pytest.approx([LATENCY] * 2, abs=2)
 
 
 def test_a_slow_worker_is_named(kernel):
