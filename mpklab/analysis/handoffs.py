@@ -15,9 +15,10 @@ from mpklab.profile import Profile
 
 def waits(profile: Profile) -> pd.DataFrame:
     """One row per recorded wait: rank, worker, iteration, task, event, begin_ns, end_ns, dur_ns · producer: the task that
-    signalled last (-1 unknown), by words the last that had ended when the wait did · happened_ns, done_ns: when it began to, and had (NEVER unknown) · words: these say
-    themselves when they are there, and a task's last record stands for all that it waits for · waited: the worker was
-    there before the signal was out · latency_ns: from happened_ns to the end of the wait (NaN unless waited) ·
+    signalled last (-1 unknown), by words the last that had ended when the wait did · happened_ns, done_ns: when it began
+    to, and had (NEVER unknown) · words: these say themselves when they are there, and a task's last record stands for all
+    that it waits for · waited: the worker was there before the signal was out · latency_ns: from happened_ns to the end
+    of the wait (NaN unless waited) ·
     publish_ns: of that, the producer's signal phase.
     """
     d = decode(profile)
