@@ -11,14 +11,14 @@ from schedules import Op, Run, make
 import mpklab as mk
 from mpklab import analysis, frames
 from mpklab.abi import Handoff
-from mpklab.analysis.cuts import cut
 from mpklab.analysis.idle import NAMES
 from mpklab.analysis.observed import observe
 from mpklab.analysis.replay import measured
+from mpklab.analysis.streams import RING
 from mpklab.bench.record import estimate
 from mpklab.frames.tables import operator_columns
 from mpklab.schedule import Handout
-from mpklab.simulator import predict
+from mpklab.simulator import Costs, predict
 
 
 @pytest.fixture(scope="module", params=["static", "dynamic"])
@@ -131,8 +131,7 @@ def graph():
 def test_hand_offs_by_words_and_by_counters_are_predicted_from_each_other(graph):
     h200 = mk.Machine.named("h200")
     schedules = {kind: mk.assign(mk.lower(graph, h200, handoff=kind)) for kind in ("counter", "data")}
-    ns = np.full(len(schedules["data"].tasks), 3000.0)
-    made = {kind: predict(s, durations=ns, iterations=3).to_profile() for kind, s in schedules.items()}
+    made = {kind: predict(s, iterations=3).to_profile() for kind, s in schedules.items()}
     for kind, other in (("counter", "data"), ("data", "counter")):
         asked, truth = (measured(made[k]).makespan_ns for k in (kind, other))
         table = analysis.what_if(made[kind], handoff=other)
@@ -149,9 +148,8 @@ def test_hand_offs_by_words_and_by_counters_are_predicted_from_each_other(graph)
 
 def test_handing_out_is_predicted_from_queues(graph):
     schedule = mk.assign(mk.lower(graph, mk.Machine.named("h200")))
-    ns = np.full(len(schedule.tasks), 3000.0)  # nothing that queued behind others' bytes
-    static = predict(schedule, durations=ns, iterations=3)
-    dynamic = predict(schedule, durations=ns, iterations=3, mode="dynamic", handout=Handout("central", pop_ahead=1))
+    static = predict(schedule, iterations=3)
+    dynamic = predict(schedule, iterations=3, mode="dynamic", handout=Handout("central", pop_ahead=1))
     assert dynamic.makespan_ns > 1.5 * static.makespan_ns
     table = analysis.what_if(static.to_profile(), mode="dynamic")
     assert table["makespan_ns"].iloc[2] == pytest.approx(dynamic.makespan_ns, rel=0.02)
@@ -168,17 +166,18 @@ def test_a_recordings_cost_is_that_of_the_records_on_the_path():
     assert estimate(profile, 2) == (records / 2, 5.0 * records)
 
 
-def test_larger_tiles_take_what_their_bytes_take(graph):
-    """Consumers read a tile at one rate, the loader brings what the ring did not hold at another, meanwhile."""
-    schedule = mk.assign(mk.lower(graph, mk.Machine.named("h200"), handoff="counter"))
-    profile = predict(schedule, durations=np.full(len(schedule.tasks), 3000.0), iterations=2).to_profile()
-    m = measured(profile)
-    share = m.costs.bandwidth / profile.n_workers / 1e9
-    for rows, held in ((24, True), (128, False)):
-        made = mk.lower(graph, mk.Machine.named("h200"), tiles={"layer1.down_proj": rows}, handoff="counter")
-        one = made.tasks_of("layer1.down_proj")[0]
-        before, after = schedule.tasks.bytes[schedule.tasks.tasks_of("layer1.down_proj")[0]], made.bytes[one]
-        assert before < m.costs.ring_bytes and (after <= m.costs.ring_bytes) == held
-        found = cut(m, {"layer1.down_proj": rows}).work.execute[0, one]
-        more = after / 2.5 if held else (after - m.costs.ring_bytes) / 0.93
-        assert found == pytest.approx(3000 + (more - before / 2.5) / share, rel=0.01)
+@pytest.mark.parametrize("model", ["qwen3-0.6b", "qwen3-8b"])
+@pytest.mark.parametrize("change", [{"workers": 66}, {"policy": "zigzag"}, {"tiles": {"linear": 64}}], ids=str)
+def test_fewer_workers_at_once_load_faster(model, change):
+    """One that loads alone gets what its pages on their way allow, many share the bandwidth; the base shows only many."""
+    h200 = mk.Machine.named("h200")
+    graph = mk.models.random(model, weights=False).decode_graph(batch=1, context=256, layers=2)
+    schedule = mk.assign(mk.lower(graph, h200))
+    costs = Costs.of(h200, schedule.tasks.plan.settings)
+    quick = 1e9 * h200.workers / (RING * h200.bandwidth)
+    costs = costs.replaced(default=replace(costs.default, ns_per_byte=quick))
+    changed = mk.lower(graph, h200, tiles=change.get("tiles"))
+    other = mk.assign(changed, policy=change.get("policy") or schedule.policy, workers=change.get("workers") or 132)
+    truth = predict(other, costs, iterations=3).makespan_ns
+    table = analysis.what_if(predict(schedule, costs, iterations=3).to_profile(), **change)
+    assert table["makespan_ns"].iloc[2] == pytest.approx(truth, rel=0.02)

@@ -9,27 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpklab import recipe
+from mpklab.analysis.streams import Streams
 from mpklab.errors import MpkError, ProfileError
 from mpklab.schedule import assign
-from mpklab.simulator import Program
+from mpklab.simulator import Program, traffic
 from mpklab.tasks import lower
 
 if TYPE_CHECKING:
     from mpklab.analysis.replay import Measured
 
 FEW = 3  # points through which a line may be laid
-# What one worker of a GPU gets through, in shares of the bandwidth (one H200, Qwen3-0.6B in tiles of 64 rows): its
-# consumers of what lies in the ring; its loader, which has two pages on their way, of what the ring did not hold before.
-RING, MEMORY = 2.5, 0.93
 
 
 def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, workers: int | None = None) -> Measured:
     """What a recording of the same graph with other tiles would give the engine; `tiles` as `lower` takes them.
 
     A tile that holds r times the bytes of a recorded one of its operator takes r times as long, beyond what an operator
-    of its kind takes however small. On a GPU what a tile has more is read at a worker's rates: by the consumers all of it,
-    and meanwhile by the loader what the ring does not hold. Of tiles that one tile became only the first is fetched as
-    late as that was.
+    of its kind takes however small. On a GPU what a tile has more is read at the rate of a worker's consumers, once the
+    engine has loaded it. Of tiles that one tile became only the first is fetched as late as that was.
     """
     recorded = recipe.schedule_of(m.profile)
     if recorded.mode != "static":
@@ -52,13 +49,15 @@ def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, worker
     size, before = made.bytes, m.profile.tasks["bytes"][source]
     times = np.where(before > 0, size / np.maximum(before, 1.0), 1.0)
     took = m.work.execute[:, source]
-    if ring := m.costs.ring_bytes:
-        share = m.costs.bandwidth / m.profile.n_workers / 1e9  # bytes per ns
-
-        def read(size: np.ndarray) -> np.ndarray:
-            return np.maximum(size / RING, (size - ring) / MEMORY) / share
-
-        execute = np.where(before > ring, took * times, np.maximum(took / 4, took + read(size) - read(before)))
+    streams = None
+    if m.streams:
+        execute = np.maximum(took / 4, took + (size - before) / m.streams.rate)
+        ahead, _ = traffic(made)
+        held = m.streams.ahead[source]
+        grown = np.where(held > 0, ahead / np.maximum(held, 1.0), 0.0)
+        own = m.streams.overhead[:, source] * np.minimum(1.0, grown)
+        compute = m.streams.compute[:, source] * grown
+        streams = Streams(m.streams.some[source], ahead, compute, own, m.streams.rate)
     else:
         fixed = np.minimum(_fixed(m)[m.profile.tasks["operator"][source]], took)
         execute = fixed + (took - fixed) * times
@@ -72,9 +71,9 @@ def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, worker
         **{name: np.zeros(len(made)) for name in ("overhead", "compute", "ahead", "behind", "load")},
     )
     # A tile that takes longer for its size does so quietly too.
-    grown = execute.mean(0) / np.maximum(took.mean(0), 1.0)
-    quiet = {name: values[source] * (grown if name == "execute" else 1.0) for name, values in m.quiet.items()}
-    return replace(m, program=Program.of_schedule(schedule), work=work, quiet=quiet, streams=None)
+    longer = execute.mean(0) / np.maximum(took.mean(0), 1.0)
+    quiet = {name: values[source] * (longer if name == "execute" else 1.0) for name, values in m.quiet.items()}
+    return replace(m, program=Program.of_schedule(schedule), work=work, quiet=quiet, streams=streams)
 
 
 def _fixed(m: Measured) -> np.ndarray:

@@ -19,6 +19,7 @@ from mpklab.analysis.handoffs import waits
 from mpklab.analysis.handouts import issues, own_pushes, pools, turns
 from mpklab.analysis.idle import publication
 from mpklab.analysis.observed import Observed, observe
+from mpklab.analysis.streams import Streams, streams_of
 from mpklab.errors import MpkError, ProfileError, suggest
 from mpklab.frames import NEVER, decode, records
 from mpklab.frames.tables import family
@@ -28,14 +29,13 @@ from mpklab.simulator import Costs, Program, Work, loads, run
 from mpklab.tasks.handoffs import choose_handoffs
 
 MAX_INSTANCES = 200_000  # tasks × iterations that one replay walks through
-ALONE = 1.5  # how much faster a worker loads whose neighbours are idle (one H200)
 MIN_WAITS, MAX_WAITS = 5, 20_000  # fewer say nothing of hand-offs; more are thinned out
 QUIET = 0.05  # the part of an operator's tasks that nothing was in the way of
 DYNAMIC = "dynamic mode"
 KINDS = {"counter": False, "data": True}  # by abi.Handoff name: whether words say themselves when they are there
-# By how much predictions were off at most that were run afterwards, by what they change (Qwen3-0.6B on two H200s,
-# profiles/LOG.md); what a change of hand-offs does was never recorded on both sides.
-OFF = {"policy": 0.05, "workers": 0.06, "mode": 0.07, "tiles": 0.07, "handoff": 0.03}
+# By how much predictions were off at most that were run afterwards, by what they change (Qwen3-0.6B and 8B on
+# H200s, profiles/LOG.md); what a change of hand-offs does was never recorded on both sides.
+OFF = {"policy": 0.09, "workers": 0.06, "mode": 0.07, "tiles": 0.07, "handoff": 0.03}
 HANDED_OVER = 0.8  # an event that happened so many hand-offs ago is seen at the first look
 
 
@@ -54,47 +54,24 @@ class Measured:
     streams: Streams | None = None
 
     def run(self, program: Program | None = None, work: Work | None = None, costs: Costs | None = None) -> float:
-        """The makespan in ns. Under another schedule of a GPU, tasks that stream come to run beside more or fewer others,
+        """The makespan in ns. Under another schedule of a GPU the weights are loaded once more, by the engine's memory,
         and what accesses take beyond quiet ones, queueing behind the bytes under way, goes with the rate of these."""
         chosen, todo, figures = program or self.program, work or self.work, costs or self.costs
-        timeline = run(chosen, todo, figures, self.iterations)
         if chosen is self.recorded or not figures.ring_bytes:
-            return timeline.makespan_ns
+            return run(chosen, todo, figures, self.iterations).makespan_ns
+        if self.streams:
+            with np.errstate(invalid="ignore"):
+                todo = self.streams.loaded(todo, np.where(self.work.execute > 0, todo.execute / self.work.execute, 1.0))
+        timeline = run(chosen, todo, figures, self.iterations)
         for _ in range(3):  # all this depends on how long it takes
             queueing = min(1.0, self.makespan_ns / timeline.makespan_ns)
-            adapted = self.streams.among(timeline.begin, timeline.end, todo.execute) if self.streams else todo.execute
-            quieter = {"fetch": todo.fetch, "gather": todo.gather, "execute": adapted}
-            for name, values in quieter.items():
-                quiet = np.minimum(values, self.quiet[name])
-                quieter[name] = quiet + (values - quiet) * queueing
+            quieter = {}
+            for name, values in self.quiet.items():
+                taken = getattr(todo, name)
+                quiet = np.fmin(taken, values)
+                quieter[name] = quiet + (taken - quiet) * queueing
             timeline = run(chosen, replace(todo, **quieter), figures, self.iterations)
         return timeline.makespan_ns
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Streams:
-    """Tasks that load more than a ring holds: faster where fewer run at once. What a task took beyond its part of the
-    bandwidth among those that it ran beside stays its own.
-
-    big: bool[n] · pace: ns that each big task needs for its bytes alone at the share of one worker · beside [iteration,
-    big task]: how many it ran beside, in shares of the bandwidth.
-    """
-
-    big: np.ndarray
-    pace: np.ndarray
-    workers: int
-    beside: np.ndarray
-
-    def _needed(self, beside: np.ndarray) -> np.ndarray:
-        return np.asarray(self.pace * np.maximum(1 / ALONE, beside / self.workers))
-
-    def among(self, begin: np.ndarray, end: np.ndarray, execute: np.ndarray) -> np.ndarray:
-        """Executions of a schedule in which tasks run from begin to end."""
-        out = execute.copy()
-        before, now = self._needed(self.beside), self._needed(_beside(begin[:, self.big], end[:, self.big]))
-        part = np.minimum(before, execute[:, self.big])
-        out[:, self.big] += part * (now / before - 1)
-        return out
 
 
 def measured(profile: Profile, rank: int | None = None) -> Measured:
@@ -131,46 +108,23 @@ def measured(profile: Profile, rank: int | None = None) -> Measured:
     last = min(seen.iterations.size, most) - 1
     whole = int(seen.done[rows].max()) - _first(profile)
     costs = _costs(profile, seen, stated)
-    streams = _streams(profile, seen, rows, costs)
     recorded = Program.of_profile(profile)
-    quiet = _quiet(profile, work, streams)
+    streams = streams_of(profile, recorded, work, costs, last + 1)
+    quiet = _quiet(profile, streams.loaded(work) if streams else work)
     return Measured(profile, recorded, work, costs, whole, last + 1, recorded, quiet, streams)
 
 
-def _quiet(profile: Profile, work: Work, streams: Streams | None) -> dict[str, np.ndarray]:
-    """The shortest that tasks of an operator's name take, by phase; of what streams all, which is scaled otherwise."""
+def _quiet(profile: Profile, work: Work) -> dict[str, np.ndarray]:
+    """The shortest that tasks of an operator's name take, by phase; NaN for executions that follow from loads."""
     names, of = np.unique([family(str(o["name"])) for o in profile.operators], return_inverse=True)
     mine = of[profile.tasks["operator"]]
     out = {}
-    for name in ("fetch", "gather", "execute"):
+    for name in ("fetch", "gather", "execute", "overhead"):
         values = getattr(work, name)
         least = np.array(
-            [np.quantile(values[:, mine == i], QUIET) if (mine == i).any() else 0 for i in range(len(names))]
+            [np.quantile(values[..., mine == i], QUIET) if (mine == i).any() else 0 for i in range(len(names))]
         )
         out[name] = least[mine]
-    if streams is not None:
-        out["execute"] = np.where(streams.big, np.inf, out["execute"])
-    return out
-
-
-def _streams(profile: Profile, seen: Observed, rows: slice, costs: Costs) -> Streams | None:
-    """What a recording of a GPU tells of tasks that load more than a ring holds; None without such tasks."""
-    big = profile.tasks["bytes"] > costs.ring_bytes
-    begin, end = seen.begin[rows][:, big], seen.end[rows][:, big]
-    if not costs.ring_bytes or not big.any() or (begin == NEVER).any() or (end == NEVER).any():
-        return None
-    pace = profile.tasks["bytes"][big] / (costs.bandwidth / profile.n_workers / 1e9)
-    return Streams(big, pace, profile.n_workers, _beside(begin, end))
-
-
-def _beside(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """How many intervals overlap each, itself included, on average over its length."""
-    times = np.sort(np.r_[begin.ravel(), end.ravel()])
-    opened, closed = np.sort(begin.ravel()), np.sort(end.ravel())
-    active = np.searchsorted(opened, times, "right") - np.searchsorted(closed, times, "right")
-    area = np.r_[0.0, np.cumsum(active[:-1] * np.diff(times))]
-    covered = np.interp(end, times, area) - np.interp(begin, times, area)
-    out: np.ndarray = covered / np.maximum(end - begin, 1)
     return out
 
 

@@ -19,6 +19,9 @@ from mpklab.tasks import TaskGraph
 F64 = npt.NDArray[np.float64]
 # A worker's own arithmetic keeps up with this multiple of its share of the bandwidth (one H200, batch 1).
 KEEPS_UP = 1.2
+# From asking for a page of 32 KB to having it. With one page on its way instead of two a step took 1.235 times as long
+# (Qwen3-8B) and 1.011 times (0.6B); the engine says so at 1.24 and 1.07 µs (one H200, profiles/LOG.md).
+PAGE_NS, PAGE_BYTES = 1150.0, 32768
 # Pools of a GPU, in hand-offs (recordings of Qwen3-0.6B on two H200s, profiles/LOG.md): a warp pushes 32 tasks side by
 # side; a loader finds one, takes it, with early push says so, and lays it out; a signal that may hand out tasks is waited
 # for. Loaders that never leave the pool take turns by addition; others compete, one after the other.
@@ -94,8 +97,11 @@ class Costs:
         ring = 0.0
         if machine.backend == "cuda" and chosen.get("prefetch", 1):
             pages = chosen.get("pages", 0) * chosen.get("page_bytes", 0)
-            ring = float(pages or machine.shared_bytes // 32768 * 32768 - 32768)
+            ring = float(pages or machine.shared_bytes // PAGE_BYTES * PAGE_BYTES - PAGE_BYTES)
         share = machine.bandwidth / machine.workers
+        alone = share if machine.backend == "cpu" else 2 * share
+        if machine.backend == "cuda" and chosen.get("in_flight"):
+            alone = chosen["in_flight"] * chosen.get("page_bytes", PAGE_BYTES) / PAGE_NS * 1e9
         pools = {
             "handout": 0.0,
             "push": overhead / 4,
@@ -142,7 +148,7 @@ class Costs:
             layout_ns=pools["layout"],
             issue_ns=pools["issue"],
             bandwidth=machine.bandwidth,
-            worker_bandwidth=share if machine.backend == "cpu" else 2 * share,
+            worker_bandwidth=alone,
             ring_bytes=ring,
             source=f"machine {machine.name}",
         )
