@@ -10,7 +10,7 @@ from mpklab.machine import Machine
 from mpklab.models.catalog import named
 from mpklab.models.decoder import decode_graph
 from mpklab.schedule import POLICIES, assign
-from mpklab.tasks import lower
+from mpklab.tasks import choose_plan, lower
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,13 @@ def test_cuda_source_names_its_settings():
     tasks = lower(decode_graph(named("tiny"), context=64), Machine.named("h200"), pages=4)
     text = emit(assign(tasks), level=2).text
     assert "run_device<Kernel, 2, 8, 32768, 4, 2, 32768>" in text
+
+
+@pytest.mark.parametrize(("context", "warps"), [(512, 16), (4096, 8)])
+def test_a_merge_on_its_own_leaves_a_block_eight_warps(context, warps):
+    """With sixteen it spills; at 512 rows the merge is part of the next linear."""
+    plan = choose_plan(decode_graph(named("qwen3-0.6b"), context=context), Machine.named("h200"))
+    assert plan.settings["consumer_warps"] == warps
 
 
 def test_a_delay_is_compiled_in_only_where_it_is_asked_for(tasks):

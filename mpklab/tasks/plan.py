@@ -114,7 +114,7 @@ def _kernel_settings(graph: Graph) -> dict[str, int]:
     """The shape of a CUDA block, as measured on one H200 (profiles/LOG.md).
 
     Sixteen consumer warps leave a thread 96 registers. That is enough for one row of activations, except beside
-    attention over heads of 64, which spills; there, and for several rows, eight are faster. One page's worth of weights
+    attention over heads of 64 or a merge on its own, which spill; there, and for several rows, eight are faster. One page's worth of weights
     is sent ahead to the L2, for one row only: for several, a page takes pieces of many rows, and the first bytes of a
     tile are not the first that are wanted.
     """
@@ -122,7 +122,8 @@ def _kernel_settings(graph: Graph) -> dict[str, int]:
     warps, ahead = 8, 32768
     if attention is not None:
         batch, _, _, head_dim = graph.tensors[attention.operands["k_cache"]].type.sizes
-        warps = 16 if batch == 1 and head_dim > 64 else 8
+        merges = any(o.op == "attention_merge" for o in graph.operators)
+        warps = 16 if batch == 1 and head_dim > 64 and not merges else 8
         ahead = 32768 if batch == 1 else 0
     return {"consumer_warps": warps, "in_flight": 2, "l2_bytes": ahead}
 
