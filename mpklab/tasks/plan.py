@@ -114,9 +114,9 @@ def _kernel_settings(graph: Graph) -> dict[str, int]:
     """The shape of a CUDA block, as measured on one H200 (profiles/LOG.md).
 
     Sixteen consumer warps leave a thread 96 registers. That is enough for one row of activations, except beside
-    attention over heads of 64 or a merge on its own, which spill; there, and for several rows, eight are faster. One page's worth of weights
-    is sent ahead to the L2, for one row only: for several, a page takes pieces of many rows, and the first bytes of a
-    tile are not the first that are wanted.
+    attention over heads of 64 or a merge on its own, which spill; there, and for several rows, eight are faster. One
+    page's worth of weights is sent ahead to the L2, for one row only: for several, a page takes pieces of many rows, and
+    the first bytes of a tile are not the first that are wanted.
     """
     attention = next((o for o in graph.operators if o.op == "attention"), None)
     warps, ahead = 8, 32768
