@@ -13,7 +13,7 @@ from test_analysis_findings import chain, run
 from test_analysis_idle import random_schedule
 
 from mpklab.analysis import explain, what_if
-from mpklab.analysis.replay import _commonest, measured
+from mpklab.analysis.replay import measured
 from mpklab.errors import ProfileError
 from mpklab.profile import Profile
 
@@ -71,14 +71,6 @@ def test_pages_always_there_takes_what_level_three_saw():
 def test_what_cannot_be_asked_is_said(options, words):
     with pytest.raises(ProfileError, match=words):
         what_if(make(OPS, QUEUES), **options)
-
-
-def test_a_look_takes_what_most_take():
-    """Nearly half of the waits for what had happened were held up by something else, which their median shows."""
-    rng = np.random.default_rng(0)
-    looks, held_up = rng.normal(500, 20, 300), rng.uniform(600, 2000, 290)
-    assert abs(_commonest(np.r_[looks, held_up]) - 500) < 15 < np.median(np.r_[looks, held_up]) - 520
-    assert _commonest(np.array([7.0])) == 7 and _commonest(np.array([1.0, 5.0, 6.0])) == 5.5
 
 
 def test_an_incomplete_recording_is_not_replayed():

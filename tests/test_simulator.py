@@ -187,6 +187,37 @@ def test_a_loader_runs_ahead_across_iterations() -> None:
     assert t.end[:, 0].tolist() == [100, 250, 400]
 
 
+def test_a_loader_takes_time_from_one_task_to_the_next() -> None:
+    p = program([[], []], [[0, 1]])
+    work = streaming(2, ahead=60)
+    assert run(p, work, shared(1, ring=1000)).end[0].tolist() == [60, 120]
+    assert run(p, work, replace(shared(1, ring=1000), layout_ns=25.0)).end[0].tolist() == [60, 145]
+    # Behind enough arithmetic it is there all the same.
+    slow = replace(work, compute=np.array([200.0, 0.0]))
+    assert run(p, slow, replace(shared(1, ring=1000), layout_ns=25.0)).end[0].tolist() == [200, 200]
+    # Over iterations too, and past a task without weights.
+    p = program([[], []], [[0, 1]])
+    t = run(p, streaming(2, ahead=[60, 0]), replace(shared(1, ring=1000), layout_ns=25.0), 2)
+    assert t.end.tolist() == [[60, 60], [145, 145]]
+
+
+def test_streams_get_what_an_h200_gave_them() -> None:
+    """GB/s of each worker's stream, where 1, 33, 66 and 132 of 132 streamed at once (profiles/LOG.md)."""
+    costs = Costs.of(mk.Machine.named("h200"), {"in_flight": 2})
+    for active, rate in ((1, 66.4), (33, 63.1), (66, 54.5), (132, 34.2)):
+        p = program([[] for _ in range(active)], [[w] for w in range(active)])
+        t = run(p, streaming(active, behind=1e6), costs)
+        assert 1e6 / t.makespan_ns == pytest.approx(rate, rel=0.03)
+
+
+def test_crowding_says_how_much_longer_bytes_take() -> None:
+    # Task 0 ends and task 1 begins and ends at 50, while two streams share what one could have.
+    p = program([[], [0], [], []], [[0], [1], [2], [3]])
+    t = run(p, streaming(4, behind=[0, 0, 1000, 1000], compute=[50, 0, 0, 0]), shared(1))
+    assert t.crowding == (1 / 4, 2 / 4)
+    assert run(p, streaming(4, behind=[0, 0, 1000, 1000], compute=[50, 0, 0, 0]), shared(2)).crowding == (0, 0)
+
+
 # --- dynamic and hybrid -----------------------------------------------------------------------------------------------
 
 LATE = Costs(push_ns=3, queue_ns=5, pop_ns=2, step_ns=4, handoff_ns={"counter": 50})

@@ -57,7 +57,7 @@ def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, worker
         grown = np.where(held > 0, ahead / np.maximum(held, 1.0), 0.0)
         own = m.streams.overhead[:, source] * np.minimum(1.0, grown)
         compute = m.streams.compute[:, source] * grown
-        streams = Streams(m.streams.some[source], ahead, compute, own, m.streams.rate)
+        streams = Streams(m.streams.some[source], ahead, compute, own, m.streams.rate, m.streams.crowding)
     else:
         fixed = np.minimum(_fixed(m)[m.profile.tasks["operator"][source]], took)
         execute = fixed + (took - fixed) * times

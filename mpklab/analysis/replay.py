@@ -25,7 +25,7 @@ from mpklab.frames import NEVER, decode, records
 from mpklab.frames.tables import family
 from mpklab.profile import Profile
 from mpklab.schedule import Schedule, assign
-from mpklab.simulator import Costs, Program, Work, loads, run
+from mpklab.simulator import Costs, Program, Timeline, Work, loads, run
 from mpklab.tasks.handoffs import choose_handoffs
 
 MAX_INSTANCES = 200_000  # tasks × iterations that one replay walks through
@@ -51,11 +51,12 @@ class Measured:
     iterations: int
     recorded: Program
     quiet: dict[str, np.ndarray]  # by phase, per task: what its like take where nothing is in their way
+    quiet_handoff_ns: dict[str, float]  # the same of hand-offs, by abi.Handoff name
     streams: Streams | None = None
 
     def run(self, program: Program | None = None, work: Work | None = None, costs: Costs | None = None) -> float:
         """The makespan in ns. Under another schedule of a GPU the weights are loaded once more, by the engine's memory,
-        and what accesses take beyond quiet ones, queueing behind the bytes under way, goes with the rate of these."""
+        and what accesses and hand-offs take beyond quiet ones, queueing behind the bytes under way, goes with these."""
         chosen, todo, figures = program or self.program, work or self.work, costs or self.costs
         if chosen is self.recorded or not figures.ring_bytes:
             return run(chosen, todo, figures, self.iterations).makespan_ns
@@ -64,14 +65,25 @@ class Measured:
                 todo = self.streams.loaded(todo, np.where(self.work.execute > 0, todo.execute / self.work.execute, 1.0))
         timeline = run(chosen, todo, figures, self.iterations)
         for _ in range(3):  # all this depends on how long it takes
-            queueing = min(1.0, self.makespan_ns / timeline.makespan_ns)
+            access, handoff = self._queueing(timeline)
             quieter = {}
             for name, values in self.quiet.items():
                 taken = getattr(todo, name)
                 quiet = np.fmin(taken, values)
-                quieter[name] = quiet + (taken - quiet) * queueing
-            timeline = run(chosen, replace(todo, **quieter), figures, self.iterations)
+                quieter[name] = quiet + (taken - quiet) * access
+            handoffs = dict(figures.handoff_ns)
+            for name, ns in self.quiet_handoff_ns.items():
+                handoffs[name] = min(handoffs[name], ns + (handoffs[name] - ns) * handoff)
+            timeline = run(chosen, replace(todo, **quieter), replace(figures, handoff_ns=handoffs), self.iterations)
         return timeline.makespan_ns
+
+    def _queueing(self, timeline: Timeline) -> tuple[float, float]:
+        """What is left of the queues before accesses, and before the signals that events are made of."""
+        if self.streams is None:
+            return min(1.0, self.makespan_ns / timeline.makespan_ns), 1.0
+        pairs = zip(timeline.crowding, self.streams.crowding, strict=True)
+        left = [min(1.0, now / recorded) if recorded else 1.0 for now, recorded in pairs]
+        return left[0], left[1]
 
 
 def measured(profile: Profile, rank: int | None = None) -> Measured:
@@ -111,7 +123,9 @@ def measured(profile: Profile, rank: int | None = None) -> Measured:
     recorded = Program.of_profile(profile)
     streams = streams_of(profile, recorded, work, costs, last + 1)
     quiet = _quiet(profile, streams.loaded(work) if streams else work)
-    return Measured(profile, recorded, work, costs, whole, last + 1, recorded, quiet, streams)
+    return Measured(
+        profile, recorded, work, costs, whole, last + 1, recorded, quiet, _quiet_handoffs(profile, seen, costs), streams
+    )
 
 
 def _quiet(profile: Profile, work: Work) -> dict[str, np.ndarray]:
@@ -125,6 +139,19 @@ def _quiet(profile: Profile, work: Work) -> dict[str, np.ndarray]:
             [np.quantile(values[..., mine == i], QUIET) if (mine == i).any() else 0 for i in range(len(names))]
         )
         out[name] = least[mine]
+    return out
+
+
+def _quiet_handoffs(profile: Profile, seen: Observed, costs: Costs) -> dict[str, float]:
+    """The shortest that hand-offs take; the mean over where in a look they fall."""
+    w = waits(profile)
+    w = w[(w["rank"] == seen.rank) & w["waited"] & (w["done_ns"] != NEVER) & ~w.duplicated(["iteration", "task"])]
+    late = w["latency_ns"] - w["publish_ns"]
+    shown = {name: late[w["words"] == words] for name, words in KINDS.items()}
+    out = {name: float(ns.quantile(QUIET)) + costs.wait_ns / 2 for name, ns in shown.items() if len(ns) >= MIN_WAITS}
+    for name, other in (("counter", "data"), ("data", "counter")):
+        if name not in out and other in out:
+            out[name] = out[other] * costs.handoff_ns[name] / max(1.0, costs.handoff_ns[other])
     return out
 
 
@@ -186,15 +213,6 @@ def _costs(profile: Profile, seen: Observed, costs: Costs) -> Costs:
     )
 
 
-def _commonest(values: np.ndarray) -> float:
-    """The middle of the shortest interval that holds half of some values: what most take, whatever held others up."""
-    ordered = np.sort(values)
-    half = (ordered.size + 1) // 2
-    width = ordered[half - 1 :] - ordered[: ordered.size - half + 1]
-    at = int(np.argmin(width))
-    return float(ordered[at] + ordered[at + half - 1]) / 2
-
-
 def _looks(profile: Profile, seen: Observed, stated: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     """How long one look at an event takes, and a hand-off of each kind; `stated` where no wait tells.
 
@@ -216,7 +234,7 @@ def _looks(profile: Profile, seen: Observed, stated: Mapping[str, float]) -> tup
     behind, dur, by_words = behind[keep], dur[keep], by_words[keep]
 
     past = behind > HANDED_OVER * max(1.0, float(late.mean()))
-    look = _commonest(dur[past]) if past.sum() >= MIN_WAITS else 0.0
+    look = float(np.quantile(dur[past], 0.25)) if past.sum() >= MIN_WAITS else 0.0
 
     def handoff(behind: np.ndarray, dur: np.ndarray) -> float:
         low, high = 0.0, max(1.0, float(np.quantile(behind + dur, 0.99)))

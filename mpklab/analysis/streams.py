@@ -22,7 +22,7 @@ class Streams:
 
     some: bool[n], tasks whose weights a loader brings · ahead f64[n]: their bytes · compute, overhead f64[iterations, n]:
     ns that a consumer takes once all is there, and what a task took in the recorded schedule beyond both · rate: bytes per ns
-    that a worker's consumers get through.
+    that a worker's consumers get through · crowding: `Timeline.crowding` of the recorded schedule.
     """
 
     some: np.ndarray
@@ -30,6 +30,7 @@ class Streams:
     compute: np.ndarray
     overhead: np.ndarray
     rate: float
+    crowding: tuple[float, float]
 
     def loaded(self, work: Work, part: np.ndarray | float = 1.0) -> Work:
         """Work whose streaming tasks take as long as their bytes do; `part`: of each task, what is left of it."""
@@ -58,9 +59,9 @@ def streams_of(profile: Profile, program: Program, work: Work, costs: Costs, ite
     ahead = np.where(some, ahead, 0.0)
     rate = RING * costs.bandwidth / profile.n_workers / 1e9
     compute = np.where(some, np.minimum(took, ahead / rate), 0.0)
-    streams = Streams(some, ahead, compute, np.zeros_like(compute), rate)
+    streams = Streams(some, ahead, compute, np.zeros_like(compute), rate, (0.0, 0.0))
     for _ in range(SETTLED):
         timeline = run(program, streams.loaded(work), costs, iterations)
         own = streams.overhead + took - (timeline.end - timeline.begin)
-        streams = replace(streams, overhead=np.where(some, np.maximum(0.0, own), 0.0))
+        streams = replace(streams, overhead=np.where(some, np.maximum(0.0, own), 0.0), crowding=timeline.crowding)
     return streams

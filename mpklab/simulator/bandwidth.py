@@ -12,13 +12,16 @@ class Bandwidth:
     """Processor sharing: `moved` is what one stream that ran since the beginning would have received.
 
     A stream that has so many bytes to go ends when `moved` has grown by them, whatever joins or leaves meanwhile; only
-    the rate at which `moved` grows changes. Each worker has a loader (one stream through its ring, in queue order, as
-    far ahead as `ring_bytes` allow) and may have a stream of its own (what a task loads on demand).
+    the rate at which `moved` grows changes: `each` where few run, a part of `total` where many do, and by the power
+    `bend` less than either in between (infinite: the smaller of both). Each worker has a loader (one stream through its
+    ring, in queue order, as far ahead as `ring_bytes` allow) and may have a stream of its own (what a task loads on
+    demand).
     """
 
-    def __init__(self, workers: int, total: float, each: float, ring_bytes: float):
+    def __init__(self, workers: int, total: float, each: float, ring_bytes: float, bend: float = NEVER):
         self._total, self._each = total / 1e9, each / 1e9  # bytes per ns
-        self._ring = ring_bytes
+        self._ring, self._bend = ring_bytes, bend
+        self._rates: dict[int, float] = {}  # by how many streams are active
         self._moved, self._time, self._active = 0.0, 0.0, 0
         self._heap: list[tuple[float, int, int, int]] = []  # moved, number, what, worker
         self._number = 0
@@ -54,6 +57,15 @@ class Bandwidth:
         self._push(self._offset[worker] + until, ARRIVED, worker)
         return True
 
+    def rests(self, worker: int) -> bool:
+        """Whether a loader has loaded all that it knows of."""
+        return self._stop[worker] < 0 and self._held[worker] >= self._bound[worker] * (1 - 1e-12)
+
+    @property
+    def crowding(self) -> float:
+        """By how much longer bytes take now than those of one stream alone: 0 where nothing runs."""
+        return self._each / self._rate() - 1 if self._active else 0.0
+
     def load(self, worker: int, amount: float) -> None:
         """A stream of the worker's own (LOADED will tell)."""
         self._active += 1
@@ -88,7 +100,11 @@ class Bandwidth:
         return what, worker
 
     def _rate(self) -> float:
-        return min(self._each, self._total / self._active)
+        rate = self._rates.get(self._active)
+        if rate is None:
+            low, high = sorted((self._each, self._total / self._active))
+            rate = self._rates[self._active] = low / (1 + (low / high) ** self._bend) ** (1 / self._bend)
+        return rate
 
     def _push(self, moved: float, what: int, worker: int) -> int:
         self._number += 1

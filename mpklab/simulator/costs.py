@@ -19,9 +19,11 @@ from mpklab.tasks import TaskGraph
 F64 = npt.NDArray[np.float64]
 # A worker's own arithmetic keeps up with this multiple of its share of the bandwidth (one H200, batch 1).
 KEEPS_UP = 1.2
-# From asking for a page of 32 KB to having it. With one page on its way instead of two a step took 1.235 times as long
-# (Qwen3-8B) and 1.011 times (0.6B); the engine says so at 1.24 and 1.07 µs (one H200, profiles/LOG.md).
-PAGE_NS, PAGE_BYTES = 1150.0, 32768
+# From asking for a page of 32 KB to having it, where nobody else loads: with two on their way a worker gets 66 GB/s. Of 33, 66
+# and 132 workers that stream each gets 63, 54.5 and 34: the cube root of the sum of cubes of both limits, where all could have
+# 1.05 times what 132 get (logits of Llama-3.2-1B and Qwen3-8B on an H200, profiles/LOG.md).
+PAGE_NS, PAGE_BYTES = 984.0, 32768
+BEND, MORE = 3.0, 1.05
 # Pools of a GPU, in hand-offs (recordings of Qwen3-0.6B on two H200s, profiles/LOG.md): a warp pushes 32 tasks side by
 # side; a loader finds one, takes it, with early push says so, and lays it out; a signal that may hand out tasks is waited
 # for. Loaders that never leave the pool take turns by addition; others compete, one after the other.
@@ -59,10 +61,10 @@ class Costs:
     anything and push_ns for each task, queue_ns until it can be popped, pop_ns to take it, serial_ns for which one pop
     keeps the others of its queue waiting, pool_signal_ns by which signals take longer where tasks are handed out · for
     early push, promise_ns to say that a task was popped · where a loader pops, round_ns from one look for a task to
-    the next while it finds none, seek_ns until it sees what was there before it came, layout_ns until a task that it
-    has is known to its worker, issue_ns for the first of its copies · bandwidth of all workers together,
-    worker_bandwidth of one alone · ring_bytes that a worker's loader may run ahead (0: no loader) · source: where the
-    figures come from.
+    the next while it finds none, seek_ns until it sees what was there before it came, issue_ns for the first of its copies ·
+    layout_ns: from one task that a loader has to the next, and until its worker knows of it · bandwidth of all workers
+    together, worker_bandwidth of one alone, bend: how sharply the one limit takes over from the other (infinite: at
+    once) · ring_bytes that a worker's loader may run ahead (0: no loader) · source: where the figures come from.
     """
 
     kinds: Mapping[str, KindCost] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class Costs:
     issue_ns: float = 0.0
     bandwidth: float = float("inf")
     worker_bandwidth: float = float("inf")
+    bend: float = float("inf")
     ring_bytes: float = 0.0
     source: str = ""
 
@@ -147,8 +150,9 @@ class Costs:
             seek_ns=pools["seek"],
             layout_ns=pools["layout"],
             issue_ns=pools["issue"],
-            bandwidth=machine.bandwidth,
+            bandwidth=machine.bandwidth * (MORE if machine.backend == "cuda" else 1),
             worker_bandwidth=alone,
+            bend=BEND if machine.backend == "cuda" else float("inf"),
             ring_bytes=ring,
             source=f"machine {machine.name}",
         )

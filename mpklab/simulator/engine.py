@@ -23,7 +23,7 @@ from mpklab.simulator.pools import Pool
 from mpklab.simulator.program import Program
 
 F64 = npt.NDArray[np.float64]
-_PUBLISH, _START, _POP, _ARRIVE, _SEEK, _TOOK, _ENDED = range(7)  # what an entry of the engine's heap stands for
+_PUBLISH, _START, _POP, _ARRIVE, _SEEK, _TOOK, _ENDED, _BIND = range(8)  # what an entry of the engine's heap stands for
 DESCRIPTORS = 8  # tasks that a loader lays out ahead at most
 _OWN = int(Handoff.worker)
 
@@ -37,6 +37,8 @@ class Timeline:
     its signals were out · pushed: and what became ready was handed out.
     [iterations, workers]: entered, stepped (StepControl acquired), left; enter_order, leave_order.
     pops: rows (worker, order), pop_ns: rows (begin, end), pop_iteration.
+    crowding: by how much longer bytes took than those of one stream alone, on average when tasks of the cost model began
+    and when events happened.
     """
 
     program: Program
@@ -57,6 +59,7 @@ class Timeline:
     pops: npt.NDArray[np.int64]
     pop_iteration: npt.NDArray[np.int64]
     pop_ns: F64
+    crowding: tuple[float, float]
 
     @property
     def iterations(self) -> int:
@@ -108,7 +111,8 @@ class _Engine:
         modelled = bool(np.isnan(execute).any())
         self.shared = modelled and math.isfinite(min(costs.bandwidth, costs.worker_bandwidth))
         self.ring = self.shared and costs.ring_bytes > 0
-        self.memory = Bandwidth(workers, costs.bandwidth, costs.worker_bandwidth, costs.ring_bytes)
+        self.memory = Bandwidth(workers, costs.bandwidth, costs.worker_bandwidth, costs.ring_bytes, costs.bend)
+        self.crowding = [0.0, 0.0]
         self.loaded: list[float] = [0.0] * (n * iterations) if self.ring else []
 
         size = n * iterations
@@ -157,6 +161,7 @@ class _Engine:
         self.taking = [-1] * workers  # the task that a loader has just popped
         self.laid, self.ended = [0] * workers, [0] * workers
         self.full = [False] * workers  # the loader waits for a task of its worker's to end
+        self.starved = [-1] * workers  # the task that has begun before its loader came to it
         self.streamed = [-1] * workers  # the task in whose stream a loader is held up
         self.lane_asleep: list[list[int]] = [[] for _ in range(self.iterations + 1)]  # loaders, waiting for StepControl
         self.known: list[deque[tuple[int, float]]] = [deque() for _ in range(workers)]  # laid out, since when
@@ -187,7 +192,7 @@ class _Engine:
                 self._enter(w, 0.0)
         heap, memory, shared = self.heap, self.memory, self.shared
         handlers = {_START: self._begin_shared, _POP: self._drain, _ARRIVE: self._arrive}
-        handlers |= {_SEEK: self._seek, _TOOK: self._took, _ENDED: self._task_ended}
+        handlers |= {_SEEK: self._seek, _TOOK: self._took, _ENDED: self._task_ended, _BIND: self._bind_next}
         while True:
             other = memory.next_time() if shared else NEVER
             if not heap and other == NEVER:
@@ -206,6 +211,8 @@ class _Engine:
                 what, whose = memory.pop()
                 if what != STOPPED:
                     self._part_done(whose)
+                elif not self.lanes and memory.rests(whose):
+                    self._later(other + self.costs.layout_ns, _BIND, whose)
         stuck = [w for w in range(self.n_workers) if self.p.queues[w] and self.iteration[w] < self.iterations]
         if stuck:
             raise self._hang(stuck)
@@ -235,8 +242,8 @@ class _Engine:
         """The worker has this iteration's StepControl."""
         self.stepped[self.iteration[w] * self.n_workers + w] = t
         self.at[w] = 0
-        if self.ring and not self.lanes:
-            self._bind_run(w)
+        if self.ring and not self.lanes and self.iteration[w] == 0:
+            self._bind_next(w)
         self._next(w, t)
 
     def _next(self, w: int, t: float) -> None:
@@ -321,14 +328,18 @@ class _Engine:
         task = self.running[w]
         inst = self.iteration[w] * self.n + task
         begin = self.begin[inst]
+        self.crowding[0] += self.memory.crowding
         self.least[w] = begin + self.compute[inst]
         self.parts[w] = 1
         if self.shared:
             demand = self.behind[task]
             if not self.ring:
                 demand += self.ahead[task]
-            elif self.memory.take(w, self.loaded[inst]):
-                self.parts[w] += 1
+            elif self.ahead[task] > 0:
+                late = not self.loaded[inst]  # the loader has not come so far
+                if late:
+                    self.starved[w] = inst
+                self.parts[w] += late or self.memory.take(w, self.loaded[inst])
             if demand > 0:
                 self.memory.load(w, demand)
                 self.parts[w] += 1
@@ -358,6 +369,7 @@ class _Engine:
             self.count[key] += 1
             if self.count[key] == self.need[event]:
                 self.happened[key] = now
+                self.crowding[1] += self.memory.crowding
                 for other, its_task, k, t, since in self.waiting.pop(key, ()):
                     self._wait(other, its_task, k, t, since)
                 if self.dynamic:
@@ -599,15 +611,23 @@ class _Engine:
         self.at[w] += 1
         self._next(w, t)
 
-    def _bind_run(self, w: int) -> None:
-        """Tell the loader of a static queue of the tasks of all iterations."""
-        if self.iteration[w] > 0:
-            return
-        for it in range(self.iterations):
-            for entry in self.p.queues[w]:
-                assert not isinstance(entry, Drain)
-                self.loaded[it * self.n + entry] = self.memory.bind(w, self.ahead[entry])
-        self.memory.refill(w)
+    def _bind_next(self, w: int) -> None:
+        """The loader of a static queue comes to the next task that streams, of this iteration or of a later one."""
+        queue = self.p.queues[w]
+        while self.lane_iteration[w] < self.iterations:
+            if self.lane_at[w] == len(queue):
+                self.lane_at[w], self.lane_iteration[w] = 0, self.lane_iteration[w] + 1
+                continue
+            task = queue[self.lane_at[w]]
+            assert not isinstance(task, Drain)
+            self.lane_at[w] += 1
+            if self.ahead[task] > 0:
+                inst = self.lane_iteration[w] * self.n + task
+                self.loaded[inst] = self.memory.bind(w, self.ahead[task])
+                self.memory.refill(w)
+                if self.starved[w] == inst:
+                    self.memory.take(w, self.loaded[inst])
+                return
 
     # --- afterwards ---
 
@@ -637,6 +657,7 @@ class _Engine:
             pops=np.array(self.pops, np.int64).reshape(-1, 2),
             pop_iteration=np.array(self.pop_iteration, np.int64),
             pop_ns=np.array(self.pop_ns, np.float64).reshape(-1, 2),
+            crowding=(self.crowding[0] / (n * its), self.crowding[1] / max(1, self.n_events * its)),
         )
 
     def _hang(self, stuck: list[int]) -> ScheduleError:
