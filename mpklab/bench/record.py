@@ -1,4 +1,8 @@
-"""What recording costs: the same kernel at levels 0 to 3, interleaved in one run, outputs compared."""
+"""What recording costs: the same kernel at levels 0 to 3, interleaved in one run, outputs compared.
+
+A level is a kernel of its own, whose code lies elsewhere: that alone can make a step slower or faster. So each is also run
+with its window closed, when it records nothing: what the records themselves cost is the difference to that.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,11 @@ import torch
 import mpklab as mk
 from mpklab import recipe, stamp
 from mpklab.analysis import blame
-from mpklab.bench._common import write_json
+from mpklab.bench._common import show, write_json
 from mpklab.bench.decode import reset, start
 from mpklab.confidence import median_ratio
 from mpklab.frames import spans
+from mpklab.profile import Window
 from mpklab.simulator import Costs
 
 
@@ -36,42 +41,45 @@ def main(args: argparse.Namespace) -> int:
     graph = model.decode_graph(context=args.context + 16)
     kernel = mk.build(mk.assign(mk.lower(graph, machine)), weights=model)
     session = start(kernel, 1, args.context, args.steps)
-    logits: dict[int, torch.Tensor] = {}
-    counts: dict[int, tuple[float, float]] = {0: (0.0, 0.0)}
+    arms = [(0, False), *((level, recording) for level in (1, 2, 3) for recording in (False, True))]
+    logits: dict[tuple[int, bool], torch.Tensor] = {}
+    counts: dict[int, tuple[float, float]] = {}
     samples: list[dict[str, Any]] = []
     rng = np.random.default_rng(0)
     for r in range(-2, args.rounds):
-        for level in map(int, rng.permutation(4)):
+        for level, recording in (arms[i] for i in rng.permutation(len(arms))):
             reset(session, args.context - args.steps)
-            outcome = session.launch(args.steps, profile=level)
-            seconds = outcome.seconds
+            outcome = session.launch(args.steps, profile=Window(skip=0 if recording else args.steps, level=level))
             if r >= 0:
-                samples.append({"level": level, "round": r, "ms": seconds * 1e3 / args.steps})
+                ms = outcome.seconds * 1e3 / args.steps
+                samples.append({"level": level, "recording": recording, "round": r, "ms": ms})
             else:
-                logits[level] = session.tensors["logits"].clone()
-                if outcome.profile is not None:
+                logits[level, recording] = session.tensors["logits"].clone()
+                if recording and outcome.profile is not None:
                     counts[level] = estimate(outcome.profile, args.steps)
     made = stamp.collect(device=kernel.device_facts(), model=args.model)
     write_json(args.json, made, samples=samples)
-    ms = {level: np.array([s["ms"] for s in samples if s["level"] == level]) for level in range(4)}
-    print(f"{args.model} on {machine.name}, {args.rounds} rounds of {args.steps} steps")
-    for level, values in ms.items():
-        middle, low, high = median_ratio(values, ms[0])
+    ms_of = {arm: np.array([s["ms"] for s in samples if (s["level"], s["recording"]) == arm]) for arm in arms}
+    base = float(np.median(ms_of[0, False]))
+    plain = logits[0, False].view(torch.int32)
+    rows: list[list[object]] = [[0, f"{base:.4f}", "", "", "", "", "", "identical"]]
+    for level in (1, 2, 3):
+        without, recorded = ms_of[level, False], ms_of[level, True]
         records, ns = counts[level]
-        estimated = ns / (float(np.median(ms[0])) * 1e6)
-        each = (np.median(values) - np.median(ms[0])) * 1e6 / records if records else 0.0
-        same = torch.equal(logits[level].view(torch.int32), logits[0].view(torch.int32))
-        print(
-            f"  level {level}: {np.median(values):8.4f} ms a step, {middle - 1:+7.2%} "
-            f"[{low - 1:+.2%}, {high - 1:+.2%}]  estimated {estimated:+.2%} from {records:.0f} records that hold it up "
-            f"(took {each:.0f} ns each)  outputs {'identical' if same else 'DIFFER'}"
-        )
+        each = (np.median(recorded) - np.median(without)) * 1e6 / max(1.0, records)
+        same = all(torch.equal(logits[level, recording].view(torch.int32), plain) for recording in (False, True))
+        rows.append(
+            [level, f"{np.median(recorded):.4f}", _added(recorded, ms_of[0, False]), _added(recorded, without), f"{ns / (base * 1e6):+.2%}",
+             f"{records:.0f}", f"{each:.0f}", "identical" if same else "DIFFER"]
+        )  # fmt: skip
+    headers = ["level", "ms a step", "adds, 95 %", "its records", "counted", "records", "ns each", "outputs"]
+    show(f"{args.model} on {machine.name}, {args.rounds} rounds of {args.steps} steps", headers, rows, made)
     return 0
 
 
-# How many times as much a record costs at level 3 as at the others: the kernel is longer there, and spills. From one
-# H200's 7.44 % at Qwen3-0.6B; where the 2.51 % at Qwen3-8B were measured it says 1.7.
-AT_LEVEL_3 = 2.1
+def _added(some: np.ndarray, to: np.ndarray) -> str:
+    middle, low, high = median_ratio(some, to)
+    return f"{middle - 1:+.2%} [{low - 1:+.2%}, {high - 1:+.2%}]"
 
 
 def estimate(profile: mk.Profile, steps: int) -> tuple[float, float]:
@@ -91,4 +99,4 @@ def estimate(profile: mk.Profile, steps: int) -> tuple[float, float]:
     spans_on_path = int((~pages).sum()) + 2 * int((pages & ~streams).sum())
     # A task's spans follow each other, each one record; the end is one more, and, from level 2 on, a clock anchor.
     records = (spans_on_path + (2 if profile.level >= 2 else 1) * len(on_path)) / steps
-    return records, records * float(profile.meta.get("record_ns", 0.0)) * (AT_LEVEL_3 if profile.level == 3 else 1)
+    return records, records * float(profile.meta.get("record_ns", 0.0))

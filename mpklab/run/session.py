@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 POLL_S = 0.002
 DEFAULT_WAIT_LIMIT_S = {"cpu": 20.0, "cuda": 5.0}
 MAX_LANE_BYTES = 512 << 20  # all lanes of a launch; what does not fit is counted as dropped
-RECORD_CYCLES = 40  # what one record costs a thread of a GPU, anchors included (bench record on one H200)
+RECORD_CYCLES = 20  # what one record costs a thread of a GPU, anchors included: the median of nine (profiles/LOG.md)
 RECORDS_PER_TASK = 10  # begin, end, every phase between and an anchor, with room for a few waits
 
 

@@ -40,13 +40,13 @@ struct Recorder {
   }
 
   MPK_FN void write(u32 tag, u32 clock) {
-    if (!open) return;
     if (written < capacity) store_record(records + written, tag, clock);
     ++written;
   }
   template <int From>
   MPK_FN void put(Kind kind, Phase phase, u32 arg) {
-    if constexpr (Level >= From) write(u32(kind) | u32(phase) << 2 | arg << 8, clock_low());
+    if constexpr (Level >= From)
+      if (open) write(u32(kind) | u32(phase) << 2 | arg << 8, clock_low());
   }
   template <int From>
   MPK_FN void begin(Phase phase, u32 arg) {
@@ -55,7 +55,8 @@ struct Recorder {
   // For a phase that turns out only later to be worth a record.
   template <int From>
   MPK_FN void begin_at(Phase phase, u32 arg, u32 clock) {
-    if constexpr (Level >= From) write(u32(Kind::begin_) | u32(phase) << 2 | arg << 8, clock);
+    if constexpr (Level >= From)
+      if (open) write(u32(Kind::begin_) | u32(phase) << 2 | arg << 8, clock);
   }
   template <int From>
   MPK_FN void next(Phase phase, u32 arg) {
@@ -68,13 +69,16 @@ struct Recorder {
 
   // A clock anchor: goes right behind the record whose clock was read at `ns` of the global timer.
   MPK_FN void anchor_at(u64 ns) {
-    write(u32(Kind::value_) | u32(Phase::global_time_) << 2 | u32(ns >> 32) << 8, u32(ns));
+    if (open) write(u32(Kind::value_) | u32(Phase::global_time_) << 2 | u32(ns >> 32) << 8, u32(ns));
   }
-  MPK_FN void anchor() { anchor_at(global_ns()); }
+  MPK_FN void anchor() {
+    if (open) anchor_at(global_ns());
+  }
   // A timed record with an anchor of the same instant: both clocks are read before a store can hold the thread up.
   template <int From>
   MPK_FN void put_anchored(Kind kind, Phase phase, u32 arg) {
     if constexpr (Level >= From) {
+      if (!open) return;
       u32 clock = clock_low();
       u64 ns = global_ns();
       write(u32(kind) | u32(phase) << 2 | arg << 8, clock);
