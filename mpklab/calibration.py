@@ -90,7 +90,7 @@ def _kinds(table: pd.DataFrame, base: Costs, workers: int) -> tuple[dict[str, Ki
             own = float(np.median(dur / np.maximum(size, 1)))
             slope = rates.get(str(rows["kind"].iloc[0]), min(own, 1 / best) if best else 0.0)
             # What a ring cannot hold comes at the bandwidth's pace, which the simulator adds by itself.
-            pace = np.where(size > base.ring_bytes, workers / base.bandwidth * 1e9, 0.0) if base.ring_bytes else 0.0
+            pace = np.where(size > base.ring_bytes, 1e9 / base.rate(workers), 0.0) if base.ring_bytes else 0.0
             made[str(name)] = KindCost(
                 overhead_ns=max(0.0, _median(dur - np.maximum(slope, pace) * size, n)),
                 ns_per_byte=slope,

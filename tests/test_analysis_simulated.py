@@ -9,7 +9,7 @@ import pytest
 from schedules import Op, Run, make
 
 import mpklab as mk
-from mpklab import analysis, frames
+from mpklab import analysis, frames, recipe
 from mpklab.abi import Handoff
 from mpklab.analysis.idle import NAMES
 from mpklab.analysis.observed import observe
@@ -181,3 +181,34 @@ def test_fewer_workers_at_once_load_faster(model, change):
     truth = predict(other, costs, iterations=3).makespan_ns
     table = analysis.what_if(predict(schedule, costs, iterations=3).to_profile(), **change)
     assert table["makespan_ns"].iloc[2] == pytest.approx(truth, rel=0.02)
+
+
+def gpu_recording(times=1.0, **meta):
+    """Of a GPU whose memory is so many times as fast as its recipe says."""
+    h200 = mk.Machine.named("h200")
+    schedule = mk.assign(
+        mk.lower(mk.models.random("qwen3-0.6b", weights=False).decode_graph(batch=1, context=256, layers=2), h200)
+    )
+    costs = Costs.of(replace(h200, bandwidth=times * h200.bandwidth), schedule.tasks.plan.settings)
+    profile = predict(schedule, costs, iterations=2).to_profile()
+    return replace(profile, meta={**profile.meta, **meta})
+
+
+@pytest.mark.parametrize("times", [1.0, 2.0])
+def test_the_recorded_policy_asked_for_changes_nothing(times):
+    """Also where tasks took less than the stated bandwidth allows, as with weights that stay in the L2."""
+    profile = gpu_recording(times)
+    table = analysis.what_if(profile, policy=recipe.schedule_of(profile).policy)
+    assert table["makespan_ns"].iloc[2] == pytest.approx(table["makespan_ns"].iloc[1], rel=0.01)
+
+
+def test_without_prefetch_no_loader_runs_ahead():
+    assert measured(gpu_recording()).streams is not None
+    assert measured(gpu_recording(prefetch=False)).streams is None
+
+
+def test_a_recipe_without_a_graph_answers_what_needs_none():
+    profile = gpu_recording()
+    known = {name: value for name, value in profile.meta[recipe.KEY].items() if name != "graph"}
+    table = analysis.what_if(replace(profile, meta={**profile.meta, recipe.KEY: known}), faster={"linear": 2.0})
+    assert table["gain"].iloc[2] > 0

@@ -201,6 +201,12 @@ def test_a_loader_takes_time_from_one_task_to_the_next() -> None:
     assert t.end.tolist() == [[60, 60], [145, 145]]
 
 
+def test_a_task_of_a_given_time_loads_nothing_of_its_own() -> None:
+    """Nobody would take its bytes from the ring, which would be full for ever."""
+    work = replace(streaming(2, ahead=60), execute=np.array([5.0, np.nan]))
+    assert run(program([[], []], [[0, 1]]), work, shared(1, ring=50)).end[0].tolist() == [5, 60]
+
+
 def test_streams_get_what_an_h200_gave_them() -> None:
     """GB/s of each worker's stream, where 1, 33, 66 and 132 of 132 streamed at once (profiles/LOG.md)."""
     costs = Costs.of(mk.Machine.named("h200"), {"in_flight": 2})

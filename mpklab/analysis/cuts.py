@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpklab import recipe
-from mpklab.analysis.streams import Streams
 from mpklab.errors import MpkError, ProfileError
 from mpklab.schedule import assign
 from mpklab.simulator import Program, traffic
@@ -47,20 +46,12 @@ def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, worker
         new = np.arange(made.first[i + 1] - made.first[i])
         source[made.first[i] : made.first[i + 1]] = old[0] + new * (old[1] - old[0]) // max(1, new.size)
     size, before = made.bytes, m.profile.tasks["bytes"][source]
-    times = np.where(before > 0, size / np.maximum(before, 1.0), 1.0)
     took = m.work.execute[:, source]
-    streams = None
     if m.streams:
         execute = np.maximum(took / 4, took + (size - before) / m.streams.rate)
-        ahead, _ = traffic(made)
-        held = m.streams.ahead[source]
-        grown = np.where(held > 0, ahead / np.maximum(held, 1.0), 0.0)
-        own = m.streams.overhead[:, source] * np.minimum(1.0, grown)
-        compute = m.streams.compute[:, source] * grown
-        streams = Streams(m.streams.some[source], ahead, compute, own, m.streams.rate, m.streams.crowding)
     else:
         fixed = np.minimum(_fixed(m)[m.profile.tasks["operator"][source]], took)
-        execute = fixed + (took - fixed) * times
+        execute = fixed + (took - fixed) * np.where(before > 0, size / np.maximum(before, 1.0), 1.0)
     fetch = m.work.fetch[..., source]
     again = np.r_[False, source[1:] == source[:-1]]
     work = replace(
@@ -70,10 +61,23 @@ def cut(m: Measured, tiles: Mapping[str, int], policy: str | None = None, worker
         **{name: getattr(m.work, name)[..., source] for name in ("gather", "signal")},
         **{name: np.zeros(len(made)) for name in ("overhead", "compute", "ahead", "behind", "load")},
     )
+    made_program = Program.of_schedule(schedule)
+    if m.streams is None:
+        return replace(m, program=made_program, work=work, costs=replace(m.costs, ring_bytes=0.0))
+    ahead, _ = traffic(made)
+    held = m.streams.ahead[source]
+    grown = np.where(held > 0, ahead / np.maximum(held, 1.0), 0.0)
     # A tile that takes longer for its size does so quietly too.
     longer = execute.mean(0) / np.maximum(took.mean(0), 1.0)
-    quiet = {name: values[source] * (longer if name == "execute" else 1.0) for name, values in m.quiet.items()}
-    return replace(m, program=Program.of_schedule(schedule), work=work, quiet=quiet, streams=streams)
+    streams = replace(
+        m.streams,
+        some=m.streams.some[source],
+        ahead=ahead,
+        compute=m.streams.compute[:, source] * grown,
+        overhead=m.streams.overhead[:, source] * np.minimum(1.0, grown),
+        quiet={k: v[source] * (longer if k == "execute" else 1.0) for k, v in m.streams.quiet.items()},
+    )
+    return replace(m, program=made_program, work=work, other=streams)
 
 
 def _fixed(m: Measured) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -19,20 +20,18 @@ from mpklab.analysis.handoffs import waits
 from mpklab.analysis.handouts import issues, own_pushes, pools, turns
 from mpklab.analysis.idle import publication
 from mpklab.analysis.observed import Observed, observe
-from mpklab.analysis.streams import Streams, streams_of
+from mpklab.analysis.streams import KINDS, MIN_WAITS, Streams, alike, streams_of
 from mpklab.errors import MpkError, ProfileError, suggest
 from mpklab.frames import NEVER, decode, records
 from mpklab.frames.tables import family
 from mpklab.profile import Profile
 from mpklab.schedule import Schedule, assign
-from mpklab.simulator import Costs, Program, Timeline, Work, loads, run
+from mpklab.simulator import Costs, Program, Work, loads, run
 from mpklab.tasks.handoffs import choose_handoffs
 
 MAX_INSTANCES = 200_000  # tasks × iterations that one replay walks through
-MIN_WAITS, MAX_WAITS = 5, 20_000  # fewer say nothing of hand-offs; more are thinned out
-QUIET = 0.05  # the part of an operator's tasks that nothing was in the way of
+MAX_WAITS = 20_000  # more are thinned out
 DYNAMIC = "dynamic mode"
-KINDS = {"counter": False, "data": True}  # by abi.Handoff name: whether words say themselves when they are there
 # By how much predictions were off at most that were run afterwards, by what they change (six models on H200s,
 # profiles/LOG.md); what a change of hand-offs does was never recorded on both sides.
 OFF = {"policy": 0.08, "workers": 0.04, "mode": 0.04, "tiles": 0.05, "handoff": 0.03}
@@ -40,7 +39,7 @@ HANDED_OVER = 0.8  # an event that happened so many hand-offs ago is seen at the
 FEW_LOOKS = 100  # of fewer the middle may be that of a few tasks which something held up
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Measured:
     """What a recording gives the engine: its program, the work of each task and what hand-offs cost."""
 
@@ -51,40 +50,33 @@ class Measured:
     makespan_ns: int
     iterations: int
     recorded: Program
-    quiet: dict[str, np.ndarray]  # by phase, per task: what its like take where nothing is in their way
-    quiet_handoff_ns: dict[str, float]  # the same of hand-offs, by abi.Handoff name
-    streams: Streams | None = None
+    rank: int
+    other: Streams | None = None  # of tiles that were not recorded
 
-    def run(self, program: Program | None = None, work: Work | None = None, costs: Costs | None = None) -> float:
-        """The makespan in ns. Under another schedule of a GPU the weights are loaded once more, by the engine's memory,
-        and what accesses and hand-offs take beyond quiet ones, queueing behind the bytes under way, goes with these."""
+    @cached_property
+    def streams(self) -> Streams | None:
+        """What loaders bring; None on a CPU, or where the recording does not say it."""
+        return self.other or streams_of(self.profile, self.rank, self.recorded, self.work, self.costs, self.iterations)
+
+    def run(
+        self,
+        program: Program | None = None,
+        work: Work | None = None,
+        costs: Costs | None = None,
+        loads: bool = True,
+    ) -> float:
+        """The makespan in ns. Under another schedule of a GPU the weights are loaded once more, by the engine's memory
+        (not where `loads` is false: then all is there)."""
         chosen, todo, figures = program or self.program, work or self.work, costs or self.costs
-        if chosen is self.recorded or not figures.ring_bytes:
+        streams = self.streams if loads and chosen is not self.recorded else None
+        if streams is None:
             return run(chosen, todo, figures, self.iterations).makespan_ns
-        if self.streams:
-            with np.errstate(invalid="ignore"):
-                todo = self.streams.loaded(todo, np.where(self.work.execute > 0, todo.execute / self.work.execute, 1.0))
+        with np.errstate(invalid="ignore"):
+            todo = streams.loaded(todo, np.where(self.work.execute > 0, todo.execute / self.work.execute, 1.0))
         timeline = run(chosen, todo, figures, self.iterations)
-        for _ in range(3):  # all this depends on how long it takes
-            access, handoff = self._queueing(timeline)
-            quieter = {}
-            for name, values in self.quiet.items():
-                taken = getattr(todo, name)
-                quiet = np.fmin(taken, values)
-                quieter[name] = quiet + (taken - quiet) * access
-            handoffs = dict(figures.handoff_ns)
-            for name, ns in self.quiet_handoff_ns.items():
-                handoffs[name] = min(handoffs[name], ns + (handoffs[name] - ns) * handoff)
-            timeline = run(chosen, replace(todo, **quieter), replace(figures, handoff_ns=handoffs), self.iterations)
-        return timeline.makespan_ns
-
-    def _queueing(self, timeline: Timeline) -> tuple[float, float]:
-        """What is left of the queues before accesses, and before the signals that events are made of."""
-        if self.streams is None:
-            return min(1.0, self.makespan_ns / timeline.makespan_ns), 1.0
-        pairs = zip(timeline.crowding, self.streams.crowding, strict=True)
-        left = [min(1.0, now / recorded) if recorded else 1.0 for now, recorded in pairs]
-        return left[0], left[1]
+        for _ in range(3):  # how crowded memory is depends on how long all takes
+            timeline = run(chosen, *streams.quieter(todo, figures, timeline), self.iterations)
+        return timeline.makespan_ns * streams.scale
 
 
 def measured(profile: Profile, rank: int | None = None) -> Measured:
@@ -111,6 +103,8 @@ def measured(profile: Profile, rank: int | None = None) -> Measured:
     waited = known & (seen.start != NEVER)
     machine = recipe.machine_of(profile)
     stated = Costs.of(machine, recipe.settings_of(profile)) if machine else Costs()
+    if profile.meta.get("prefetch") is False:
+        stated = replace(stated, ring_bytes=0.0)
     work = Work.given(
         phase(ran, seen.end - seen.begin),
         fetch=phase(known, seen.fetch + turns(profile, seen)),
@@ -122,38 +116,7 @@ def measured(profile: Profile, rank: int | None = None) -> Measured:
     whole = int(seen.done[rows].max()) - _first(profile)
     costs = _costs(profile, seen, stated)
     recorded = Program.of_profile(profile)
-    streams = streams_of(profile, recorded, work, costs, last + 1)
-    quiet = _quiet(profile, streams.loaded(work) if streams else work)
-    return Measured(
-        profile, recorded, work, costs, whole, last + 1, recorded, quiet, _quiet_handoffs(profile, seen, costs), streams
-    )
-
-
-def _quiet(profile: Profile, work: Work) -> dict[str, np.ndarray]:
-    """The shortest that tasks of an operator's name take, by phase; NaN for executions that follow from loads."""
-    names, of = np.unique([family(str(o["name"])) for o in profile.operators], return_inverse=True)
-    mine = of[profile.tasks["operator"]]
-    out = {}
-    for name in ("fetch", "gather", "execute", "overhead"):
-        values = getattr(work, name)
-        least = np.array(
-            [np.quantile(values[..., mine == i], QUIET) if (mine == i).any() else 0 for i in range(len(names))]
-        )
-        out[name] = least[mine]
-    return out
-
-
-def _quiet_handoffs(profile: Profile, seen: Observed, costs: Costs) -> dict[str, float]:
-    """The shortest that hand-offs take; the mean over where in a look they fall."""
-    w = waits(profile)
-    w = w[(w["rank"] == seen.rank) & w["waited"] & (w["done_ns"] != NEVER) & ~w.duplicated(["iteration", "task"])]
-    late = w["latency_ns"] - w["publish_ns"]
-    shown = {name: late[w["words"] == words] for name, words in KINDS.items()}
-    out = {name: float(ns.quantile(QUIET)) + costs.wait_ns / 2 for name, ns in shown.items() if len(ns) >= MIN_WAITS}
-    for name, other in (("counter", "data"), ("data", "counter")):
-        if name not in out and other in out:
-            out[name] = out[other] * costs.handoff_ns[name] / max(1.0, costs.handoff_ns[other])
-    return out
+    return Measured(profile, recorded, work, costs, whole, last + 1, recorded, seen.rank)
 
 
 def _loads(profile: Profile, seen: Observed, costs: Costs) -> np.ndarray:
@@ -264,13 +227,7 @@ def _looks(profile: Profile, seen: Observed, stated: Mapping[str, float]) -> tup
         mine = ~past & (by_words == words)
         if mine.sum() >= MIN_WAITS:
             out[name] = handoff(behind[mine], dur[mine])
-    if not out:
-        return look, dict.fromkeys(KINDS, handoff(behind[~past], dur[~past]))
-    for name in KINDS.keys() - out.keys():  # to the other as the machine's figures are
-        shown = next(iter(out))
-        times = stated[name] / stated[shown] if stated.get(name) and stated.get(shown) else 1.0
-        out[name] = round(out[shown] * times, 3)
-    return look, out
+    return look, alike(out, stated) if out else dict.fromkeys(KINDS, handoff(behind[~past], dur[~past]))
 
 
 def what_if(
@@ -323,7 +280,7 @@ def what_if(
             work = _faster(m, _signalling(m, chosen), faster or {})
             work = prefetched(m, work) if prefetch else work
             costs = m.costs if handoff_ns is None else flat(m.costs, float(handoff_ns))
-            made = m.run(chosen, work, costs)
+            made = m.run(chosen, work, costs, loads=not prefetch)
         said = [
             ", ".join(f"{name} in tiles of {size}" for name, size in (tiles or {}).items()),
             f"policy {getattr(policy, '__name__', policy)}" if policy is not None else "",

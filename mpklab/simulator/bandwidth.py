@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 
+from mpklab.simulator.costs import Costs
+
 ARRIVED, LOADED, STOPPED = 0, 1, 2  # a task's bytes are there: through the ring, on demand; a loader has no more room
 NEVER = float("inf")
 
@@ -12,16 +14,13 @@ class Bandwidth:
     """Processor sharing: `moved` is what one stream that ran since the beginning would have received.
 
     A stream that has so many bytes to go ends when `moved` has grown by them, whatever joins or leaves meanwhile; only
-    the rate at which `moved` grows changes: `each` where few run, a part of `total` where many do, and by the power
-    `bend` less than either in between (infinite: the smaller of both). Each worker has a loader (one stream through its
-    ring, in queue order, as far ahead as `ring_bytes` allow) and may have a stream of its own (what a task loads on
-    demand).
+    the rate at which `moved` grows changes (`Costs.rate`). Each worker has a loader (one stream through its ring, in queue
+    order, as far ahead as `ring_bytes` allow) and may have a stream of its own (what a task loads on demand).
     """
 
-    def __init__(self, workers: int, total: float, each: float, ring_bytes: float, bend: float = NEVER):
-        self._total, self._each = total / 1e9, each / 1e9  # bytes per ns
-        self._ring, self._bend = ring_bytes, bend
-        self._rates: dict[int, float] = {}  # by how many streams are active
+    def __init__(self, workers: int, costs: Costs):
+        self._costs, self._ring = costs, costs.ring_bytes
+        self._rates: dict[int, float] = {}  # bytes per ns, by how many streams are active
         self._moved, self._time, self._active = 0.0, 0.0, 0
         self._heap: list[tuple[float, int, int, int]] = []  # moved, number, what, worker
         self._number = 0
@@ -40,7 +39,7 @@ class Bandwidth:
         """Let the loader run as far as its ring allows; call after `bind` and `take`."""
         target = min(self._bound[worker], self._taken[worker] + self._ring)
         running = self._stop[worker] >= 0
-        if not running and target > self._held[worker]:
+        if not running and target > self._held[worker] * (1 + 1e-12):
             self._offset[worker] = self._moved - self._held[worker]
             self._active += 1
         elif not running:
@@ -64,7 +63,7 @@ class Bandwidth:
     @property
     def crowding(self) -> float:
         """By how much longer bytes take now than those of one stream alone: 0 where nothing runs."""
-        return self._each / self._rate() - 1 if self._active else 0.0
+        return self._costs.worker_bandwidth / 1e9 / self._rate() - 1 if self._active else 0.0
 
     def load(self, worker: int, amount: float) -> None:
         """A stream of the worker's own (LOADED will tell)."""
@@ -102,8 +101,7 @@ class Bandwidth:
     def _rate(self) -> float:
         rate = self._rates.get(self._active)
         if rate is None:
-            low, high = sorted((self._each, self._total / self._active))
-            rate = self._rates[self._active] = low / (1 + (low / high) ** self._bend) ** (1 / self._bend)
+            rate = self._rates[self._active] = self._costs.rate(self._active) / 1e9
         return rate
 
     def _push(self, moved: float, what: int, worker: int) -> int:

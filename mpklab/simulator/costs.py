@@ -98,7 +98,7 @@ class Costs:
         handoff, overhead = machine.handoff_s * 1e9, machine.task_overhead_s * 1e9
         chosen = dict(settings or {})
         ring = 0.0
-        if machine.backend == "cuda" and chosen.get("prefetch", 1):
+        if machine.backend == "cuda":
             pages = chosen.get("pages", 0) * chosen.get("page_bytes", 0)
             ring = float(pages or machine.shared_bytes // PAGE_BYTES * PAGE_BYTES - PAGE_BYTES)
         share = machine.bandwidth / machine.workers
@@ -156,6 +156,11 @@ class Costs:
             ring_bytes=ring,
             source=f"machine {machine.name}",
         )
+
+    def rate(self, streams: int) -> float:
+        """Bytes/s of each of so many workers that load at once."""
+        low, high = sorted((self.worker_bandwidth, self.bandwidth / streams))
+        return low if np.isinf(high) else low / (1 + (low / high) ** self.bend) ** (1 / self.bend)
 
     def kind(self, operator: Operator) -> KindCost:
         """The costs of an operator: those of its flavour, else of its kind."""

@@ -86,6 +86,10 @@ def run(program: Program, work: Work, costs: Costs, iterations: int = 1) -> Time
     return engine.timeline()
 
 
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
 class _Engine:
     def __init__(self, program: Program, work: Work, costs: Costs, iterations: int):
         p = self.p = program
@@ -106,13 +110,13 @@ class _Engine:
             np.broadcast_to(np.atleast_2d(x), (iterations, n)).ravel().tolist()
             for x in (work.fetch, work.gather, work.signal, work.overhead, work.compute, work.load)
         )
-        self.ahead, self.behind = work.ahead.tolist(), work.behind.tolist()
-
-        modelled = bool(np.isnan(execute).any())
-        self.shared = modelled and math.isfinite(min(costs.bandwidth, costs.worker_bandwidth))
+        modelled = np.isnan(execute).any(0)
+        # What a task of a given time loads is in that time: nobody would take it from a ring.
+        self.ahead, self.behind = (np.where(modelled, x, 0.0).tolist() for x in (work.ahead, work.behind))
+        self.shared = bool(modelled.any()) and math.isfinite(min(costs.bandwidth, costs.worker_bandwidth))
         self.ring = self.shared and costs.ring_bytes > 0
-        self.memory = Bandwidth(workers, costs.bandwidth, costs.worker_bandwidth, costs.ring_bytes, costs.bend)
-        self.crowding = [0.0, 0.0]
+        self.memory = Bandwidth(workers, costs)
+        self.crowding: tuple[list[float], list[float]] = ([], [])
         self.loaded: list[float] = [0.0] * (n * iterations) if self.ring else []
 
         size = n * iterations
@@ -157,11 +161,11 @@ class _Engine:
         stays = all(len(q) == 1 for q in p.queues if q) and p.handout.classes == 1
         self.serial = 0.0 if self.lanes and stays else self.costs.serial_ns
         workers = self.n_workers
-        self.lane_at, self.lane_iteration = [0] * workers, [0] * workers
+        self.lane_at, self.lane_iteration = [0] * workers, [0] * workers  # of static queues' loaders too
         self.taking = [-1] * workers  # the task that a loader has just popped
         self.laid, self.ended = [0] * workers, [0] * workers
         self.full = [False] * workers  # the loader waits for a task of its worker's to end
-        self.starved = [-1] * workers  # the task that has begun before its loader came to it
+        self.outran = [-1] * workers  # the task that began before its loader came to it
         self.streamed = [-1] * workers  # the task in whose stream a loader is held up
         self.lane_asleep: list[list[int]] = [[] for _ in range(self.iterations + 1)]  # loaders, waiting for StepControl
         self.known: list[deque[tuple[int, float]]] = [deque() for _ in range(workers)]  # laid out, since when
@@ -328,7 +332,7 @@ class _Engine:
         task = self.running[w]
         inst = self.iteration[w] * self.n + task
         begin = self.begin[inst]
-        self.crowding[0] += self.memory.crowding
+        self.crowding[0].append(self.memory.crowding)
         self.least[w] = begin + self.compute[inst]
         self.parts[w] = 1
         if self.shared:
@@ -338,7 +342,7 @@ class _Engine:
             elif self.ahead[task] > 0:
                 late = not self.loaded[inst]  # the loader has not come so far
                 if late:
-                    self.starved[w] = inst
+                    self.outran[w] = inst
                 self.parts[w] += late or self.memory.take(w, self.loaded[inst])
             if demand > 0:
                 self.memory.load(w, demand)
@@ -369,7 +373,7 @@ class _Engine:
             self.count[key] += 1
             if self.count[key] == self.need[event]:
                 self.happened[key] = now
-                self.crowding[1] += self.memory.crowding
+                self.crowding[1].append(self.memory.crowding)
                 for other, its_task, k, t, since in self.waiting.pop(key, ()):
                     self._wait(other, its_task, k, t, since)
                 if self.dynamic:
@@ -625,8 +629,8 @@ class _Engine:
                 inst = self.lane_iteration[w] * self.n + task
                 self.loaded[inst] = self.memory.bind(w, self.ahead[task])
                 self.memory.refill(w)
-                if self.starved[w] == inst:
-                    self.memory.take(w, self.loaded[inst])
+                if self.outran[w] == inst and not self.memory.take(w, self.loaded[inst]):
+                    self._part_done(w)
                 return
 
     # --- afterwards ---
@@ -657,7 +661,7 @@ class _Engine:
             pops=np.array(self.pops, np.int64).reshape(-1, 2),
             pop_iteration=np.array(self.pop_iteration, np.int64),
             pop_ns=np.array(self.pop_ns, np.float64).reshape(-1, 2),
-            crowding=(self.crowding[0] / (n * its), self.crowding[1] / max(1, self.n_events * its)),
+            crowding=(_mean(self.crowding[0]), _mean(self.crowding[1])),
         )
 
     def _hang(self, stuck: list[int]) -> ScheduleError:
