@@ -17,6 +17,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def seeds() -> dict[str, bytes]:
     return {
         "mpkprof": raw,
         "entries": b"\0\0",
+        "tags": b"\0\0\x10\x00\x00",
         "flashinfer": buffer(3, 2, events, first_tag).tobytes(),
         "mirage": buffer(3, 2, events, new_mirage_tag).tobytes(),
         "graph": json.dumps(mirage_graph()).encode(),
@@ -78,6 +80,37 @@ def _spliced(body: bytes, patch: bytes) -> bytes:
     return bytes(made)
 
 
+def read_tags(data: bytes) -> None:
+    """A good recording whose iteration numbers are damaged: two bytes say which, three what is flipped in it."""
+    profile = rounds()
+    for at in range(0, len(data) - 4, 5):
+        which, bits = (int.from_bytes(data[i:j], "little") for i, j in ((at, at + 2), (at + 2, at + 5)))
+        profile = renumbered(profile, which, lambda number, bits=bits: number ^ bits)
+    look(profile)
+
+
+def rounds(iterations: int = 6):
+    """A recording of two workers with iterations, hand-offs and waits for the iteration before."""
+    from schedules import Op, Run, make
+
+    ops = [Op("a", tiles=2, before=("b",)), Op("b", tiles=2, after=("a",)), Op("c", after=("b",))]
+    one = [[Run("a", 0, 100), Run("b", 0, 60), Run("c", 0, 10)], [Run("a", 1, 90), Run("b", 1, 80)]]
+    return make(ops, [one] * iterations, latency=5, gap=1)
+
+
+def renumbered(profile, which: int, change: Callable[[int], int]):
+    """The profile with another number in the record that begins its `which`-th iteration, counted over all lanes."""
+    from mpklab import abi
+    from mpklab.frames import records
+
+    lanes = profile.lanes.copy()
+    tag = lanes.reshape(profile.n_lanes, -1)[:, abi.LANE.itemsize :].view(np.uint32)[:, ::2]
+    marks = np.argwhere(((tag >> 2) & 63 == records.ITERATION) & (tag & 3 == records.BEGIN))
+    lane, at = marks[which % len(marks)]
+    tag[lane, at] = tag[lane, at] & 255 | (change(int(tag[lane, at]) >> 8) & 0xFFFFFF) << 8
+    return replace(profile, lanes=lanes)
+
+
 def read_flashinfer(data: bytes) -> None:
     from mpklab.imports import from_flashinfer
 
@@ -107,6 +140,7 @@ def read_chrome(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "mpkprof": read_mpkprof,
     "entries": read_entries,
+    "tags": read_tags,
     "flashinfer": read_flashinfer,
     "mirage": read_mirage,
     "graph": read_graph,
@@ -132,7 +166,8 @@ def look(profile) -> None:
     assert (table[list(analysis.CLASSES)].sum(axis=1) == table["makespan_ns"]).all()
     path = analysis.blame(profile)
     assert int(path["dur_ns"].sum()) == (int(table["makespan_ns"].iloc[0]) if len(table) else 0)
-    analysis.explain(profile)
+    for ask in (analysis.explain, analysis.bounds, analysis.critical_path, analysis.waits, analysis.steady_state):
+        ask(profile)
 
 
 def one(target: str, data: bytes) -> bool:

@@ -7,14 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fuzz import renumbered, rounds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lanes import LaneClock, Span, encode, record
 from schedules import Op, Run
 from schedules import make as scheduled
 
+import mpklab
 from mpklab import analysis, frames
+from mpklab.analysis.observed import observe
 from mpklab.errors import ProfileError
+from mpklab.frames.checks import _bulk
 from mpklab.profile import Profile
 
 NAMES = [{"name": "layer0.a", "op": "linear", "layer": 0}, {"name": "layer1.b", "op": "add", "layer": 1}]
@@ -295,3 +299,51 @@ def test_words_may_be_seen_while_their_producer_runs(early, counted, by_words):
     assert frames.alignment(words, limit_ns=50)["offset_ns"].abs().max() == 10 * by_words
     assert analysis.bubbles(words)["makespan_ns"].nunique() == 1
     assert analysis.blame(words)["dur_ns"].sum() == analysis.bubbles(words)["makespan_ns"].iloc[0]
+
+
+@pytest.mark.parametrize(("which", "number"), [(0, 500_000), (2, 500_000), (5, 0xFFFFFF), (11, 9)])
+def test_a_damaged_iteration_number_opens_no_cells(which, number):
+    """One record of twelve: what it begins is stray, and nothing else changes."""
+    good = rounds()
+    bad = renumbered(good, which, lambda _: number)
+    assert all(seen.iterations.tolist() == list(range(6)) for seen in observe(bad))
+    tasks = 3 if which < 6 else 2  # of the worker whose record it is
+    assert frames.health(bad)["stray"].sum() == tasks and f"{tasks} stray tasks" in frames.verdict(bad)
+    assert not frames.health(good)["stray"].any() and "stray" not in frames.verdict(good)
+    a, b = (analysis.bubbles(p) for p in (good, bad))
+    assert a["makespan_ns"].tolist() == b["makespan_ns"].tolist() and a["execute"].tolist() == b["execute"].tolist()
+    a, b = (analysis.bounds(p).set_index("bound")["iteration_ns"] for p in (good, bad))
+    assert b["measured"] == a["measured"] and 0.8 * a["work"] < b["work"] < a["work"]
+    assert analysis.blame(bad)["dur_ns"].sum() == analysis.blame(good)["dur_ns"].sum()
+    assert len(analysis.critical_path(bad)) and len(analysis.waits(bad)) == len(analysis.waits(good))
+
+
+def test_a_damaged_recording_is_quick_to_ask():
+    good = mpklab.recording("cpu-smollm2-135m")
+    begun = time.process_time()
+    bad = renumbered(good, 5, lambda _: 500_000)
+    frames.verdict(bad)
+    a, b = (analysis.bubbles(p) for p in (good, bad))
+    assert a["execute"].tolist() == b["execute"].tolist() and a["makespan_ns"].tolist() == b["makespan_ns"].tolist()
+    assert (b["unexplained"] < 0.02 * b["makespan_ns"]).all()
+    asked = (analysis.blame, analysis.bounds, analysis.critical_path, analysis.waits, analysis.steady_state,
+             analysis.what_if, analysis.explain, frames.alignment)  # fmt: skip
+    assert all(len(ask(bad)) for ask in asked)
+    a, b = (analysis.what_if(p)["makespan_ns"] for p in (good, bad))
+    assert abs(b[1] / a[1] - 1) < 0.02
+    assert time.process_time() - begun < 10
+
+
+def test_iterations_between_which_some_are_missing_keep_their_rows():
+    made = [s for i in (4, 5, 7, 8) for s in iteration(0, i, [{"task": 0}], i * 200)]
+    cells, rows = frames.grid(profile_of(made), ("begin_ns",))
+    assert rows.tolist() == [4, 5, 6, 7, 8] and (cells["begin_ns"][2] == frames.NEVER).all()
+    cells, rows = frames.grid(profile_of([]), ("begin_ns",))
+    assert rows.size == 0 and cells["begin_ns"].shape == (0, 4)
+
+
+def test_a_grid_is_never_out_of_proportion_to_the_records():
+    numbers = np.arange(0, 200 * 150, 150)
+    low, high = _bulk(numbers, np.ones(200, int), 1000)
+    assert high - low == 1000 and low <= numbers[100] < high
+    assert _bulk(numbers, np.ones(200, int), 10**6) == (0, 199 * 150 + 1)

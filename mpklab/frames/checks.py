@@ -15,27 +15,61 @@ from mpklab.profile import Profile
 
 NEVER, ALWAYS = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
 MAX_CELLS = 1 << 28  # iterations × tasks of a grid
+CELLS_PER_RUN, FEW_CELLS = 64, 1 << 20  # for each task that ran; as many are never too many
+WHOLE = 0.75  # of what the typical iteration holds: an iteration with fewer is damage if it also lies apart
 
 
 def grid(profile: Profile, columns: Sequence[str], rank: int | None = None) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Columns of `tasks` as i64[iteration, task], NEVER where a task did not run, or did not end; and the
     iterations of the rows.
 
-    Iterations that are missing between others keep a row, so that lag 1 is one row up.
+    Iterations that are missing between others keep a row, so that lag 1 is one row up. Those that lie apart from all
+    others, as damaged numbers do, have none; `health` counts their tasks as stray.
     """
     t = tables.tasks(profile)
+    use, low, high = _placed(profile, t, rank)
     iteration, task = t["iteration"].to_numpy(), t["task"].to_numpy()
-    use = (task < profile.n_tasks) & (iteration >= 0)
-    if rank is not None:
-        use &= t["rank"].to_numpy() == rank
-    low, high = (int(iteration[use].min()), int(iteration[use].max()) + 1) if use.any() else (0, 0)
-    if (high - low) * max(1, profile.n_tasks) > MAX_CELLS:  # damaged iteration numbers
-        use[:], high = False, low
     out = {name: np.full((high - low, profile.n_tasks), NEVER, np.int64) for name in columns}
     for name, cells in out.items():
         some = use & ~t["truncated"].to_numpy() if name in ("end_ns", "signalled_ns", "done_ns") else use
         cells[iteration[some] - low, task[some]] = t[name].to_numpy()[some]
     return out, np.arange(low, high)
+
+
+def _placed(profile: Profile, t: pd.DataFrame, rank: int | None) -> tuple[np.ndarray, int, int]:
+    """Which rows of `tasks` have a place in a grid, and the iterations low … high - 1 that it spans."""
+    iteration, task = t["iteration"].to_numpy(), t["task"].to_numpy()
+    use = (task < profile.n_tasks) & (iteration >= 0)
+    if rank is not None:
+        use &= t["rank"].to_numpy() == rank
+    if not use.any():
+        return use, 0, 0
+    numbers, counts = np.unique(iteration[use], return_counts=True)
+    most = min(MAX_CELLS, CELLS_PER_RUN * int(counts.sum()) + FEW_CELLS) // profile.n_tasks
+    low, high = _bulk(numbers.astype(np.int64), counts, max(1, most))
+    return use & (iteration >= low) & (iteration < high), low, high
+
+
+def _bulk(numbers: np.ndarray, counts: np.ndarray, most: int) -> tuple[int, int]:
+    """The iterations low … high - 1, at most so many, among which those lie that hold most tasks.
+
+    From the iteration of the task in the middle, both ways, as far as no gap is wider than there are iterations at all;
+    but what lies beyond any gap counts only if some iteration there is nearly whole.
+    """
+    middle = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+    gaps = np.diff(numbers)
+    wide = np.nonzero(gaps > numbers.size)[0]
+    before = wide[wide < middle].max(initial=-1) + 1
+    after = wide[wide >= middle].min(initial=numbers.size - 1)
+    part = slice(before, after + 1)
+    run = np.r_[0, np.cumsum(gaps > 1)][part]
+    whole = run[counts[part] >= WHOLE * np.median(counts[part])]
+    kept = numbers[part][(run >= whole.min()) & (run <= whole.max())]
+    low, high = int(kept[0]), int(kept[-1]) + 1
+    if high - low > most:
+        low = max(low, min(int(numbers[middle]) - most // 2, high - most))
+        high = low + most
+    return low, high
 
 
 def ranks(profile: Profile) -> list[int]:
@@ -131,7 +165,8 @@ def health(profile: Profile) -> pd.DataFrame:
 
     rank, worker, role, sm · valid: its header is one · written, kept, dropped: records · wrapped: a ring that turned ·
     unmatched_begins, unmatched_ends · unknown: records that name nothing known · backward: stamps earlier than the one
-    before · anchors: readings of the global timer · clock_hz: its mean · residual_ns: what the fit leaves at the
+    before · stray: tasks whose iteration lies apart from all others, as a damaged number does: left out of what joins tasks
+    by iteration · anchors: readings of the global timer · clock_hz: its mean · residual_ns: what the fit leaves at the
     anchors and may miss between them, the error bar of times compared across workers · residual_max_ns · aligned_ns:
     by how much `align` moved it · violations: tasks of this lane that started before a producer's signal (see
     `causality`)
@@ -153,6 +188,7 @@ def health(profile: Profile) -> pd.DataFrame:
             "unmatched_ends": lanes.unmatched_ends,
             "unknown": lanes.unknown,
             "backward": lanes.backward,
+            "stray": _stray(profile),
             "anchors": d.fit.anchors,
             "clock_hz": 1e9 / d.fit.ns_per_cycle,
             "residual_ns": d.fit.residual_ns,
@@ -161,6 +197,18 @@ def health(profile: Profile) -> pd.DataFrame:
             "violations": _check(profile)[1],
         }
     )
+
+
+def _stray(profile: Profile) -> np.ndarray:
+    """Per lane, tasks whose iteration has no row in the grid of their rank."""
+    t = tables.tasks(profile)
+    known = (t["task"].to_numpy() < profile.n_tasks) & (t["iteration"].to_numpy() >= 0)
+    for rank in ranks(profile):
+        known &= ~_placed(profile, t, rank)[0]
+    worker = t["worker"].to_numpy(np.int64)[known]
+    if profile.n_ranks > 1:
+        worker += t["rank"].to_numpy(np.int64)[known] * profile.n_workers
+    return np.bincount(worker * profile.lanes_per_worker, minlength=profile.n_lanes)
 
 
 def residual(profile: Profile) -> float:
@@ -182,6 +230,8 @@ def verdict(profile: Profile) -> str:
         said[0] += f" ({written - kept} dropped, most in worker {worst['worker']}'s {worst['role']} lane)"
     odd = {name: int(h[name].sum()) for name in ("unmatched_begins", "unmatched_ends", "unknown", "backward")}
     said += [f"{count} {name.replace('_', ' ')}" for name, count in odd.items() if count]
+    if stray := int(h["stray"].sum()):
+        said.append(f"{stray} stray tasks, whose iterations lie apart from all others")
     if np.isfinite(h["residual_ns"]).any():
         said.append(f"clocks agree to {residual(profile):.0f} ns")
     bad, checked = int(c["violations"].sum()), int(c["edges"].sum())
