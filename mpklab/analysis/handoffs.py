@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mpklab.analysis.observed import awaited, observe
+from mpklab.errors import ProfileError, suggest
 from mpklab.frames import NEVER, decode, records, residual
 from mpklab.frames.tables import operator_columns
 from mpklab.profile import Profile
@@ -69,6 +70,8 @@ def handoff(profile: Profile, by: str = "op") -> pd.DataFrame:
     end of the consumer's wait · publish_ns: median of the part the producer's signal phase took · check_ns: median
     length of the other waits, whose event had happened before · error_ns: error bar of one latency.
     """
+    if by not in ("op", "kind", "event"):
+        raise ProfileError(f"handoff(by={by!r}): {suggest(by, ('op', 'kind', 'event'))}")
     w = waits(profile)
     if by == "event":
         keys: dict[str, Any] = {"event": w["event"].to_numpy()}

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mpklab import abi
+from mpklab import abi, recipe
 from mpklab.analysis.intervals import apart, binned
-from mpklab.errors import ProfileError, suggest
+from mpklab.errors import MpkError, ProfileError, suggest
 from mpklab.frames import decode, records, spans, tasks
 from mpklab.profile import Profile
+from mpklab.simulator import Costs, traffic
 
 SHOWN = ("execute", "gather", "fetch", "signal", "wait", "step", "pop", "push")
 COMMUNICATION = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send", "receive")
@@ -22,7 +23,8 @@ FEW_WORKERS = 16  # so few are each held against the others, more against all
 def utilisation(profile: Profile, bins: int = 200) -> pd.DataFrame:
     """How many workers did what, over time: begin_ns, end_ns of each bin; then the mean number of workers in execute,
     gather, fetch, signal, wait, step, pop, push (phases of compute lanes) and in none of them (`other`); busy: the share
-    of workers in execute or gather; gbps, tflops: bytes and flops of the tasks that ran, spread evenly over their time."""
+    of workers in execute or gather; gbps, tflops: bytes and flops of the tasks that ran, spread evenly over their time,
+    bytes over that in which they could move (`moving`)."""
     edges = bin_edges(profile, bins)
     d = decode(profile)
     flat = (d.lanes.role[d.lane] == records.COMPUTE) & (d.depth == 0) & (d.chain >= 0)
@@ -37,7 +39,7 @@ def utilisation(profile: Profile, bins: int = 200) -> pd.DataFrame:
     workers = profile.n_ranks * profile.n_workers
     out["other"] = np.maximum(0, workers - total)
     out["busy"] = (out["execute"] + out["gather"]) / workers
-    out |= _rates(tasks(profile), edges)
+    out |= _rates(profile, edges)
     return pd.DataFrame(out)
 
 
@@ -51,16 +53,65 @@ def bin_edges(profile: Profile, bins: int) -> np.ndarray:
     return np.linspace(float(low), float(max(high, low + 1)), bins + 1)
 
 
-def _rates(t: pd.DataFrame, edges: np.ndarray) -> dict[str, np.ndarray]:
-    begin, end = t["begin_ns"].to_numpy(), t["end_ns"].to_numpy()
-    end = np.maximum(end, begin + 1)
-    length = (end - begin).astype(float)
+def _rates(profile: Profile, edges: np.ndarray) -> dict[str, np.ndarray]:
+    t = tasks(profile)
+    begin, end = t["begin_ns"].to_numpy(), np.maximum(t["end_ns"].to_numpy(), t["begin_ns"].to_numpy() + 1)
+    moved = moving(profile, t)
     width = np.diff(edges)
     safe = np.where(width > 0, width, 1)
     return {
-        "gbps": binned(begin, end, edges, t["bytes"].to_numpy() / length) / safe,
-        "tflops": binned(begin, end, edges, t["flops"].to_numpy() / length) / safe / 1e3,
+        "gbps": binned(moved, end, edges, t["bytes"].to_numpy() / (end - moved)) / safe,
+        "tflops": binned(begin, end, edges, t["flops"].to_numpy() / (end - begin)) / safe / 1e3,
     }
+
+
+def moving(profile: Profile, t: pd.DataFrame) -> np.ndarray:
+    """From when on the bytes of each row of `tasks` could move, in ns: until its end, they did.
+
+    Where nothing is loaded ahead, as on a CPU, since the execution began. A GPU's loader brings weights while their task
+    still waits for its inputs, so a rate over the execution alone could be beyond what memory gives. What a worker's
+    loader brings comes one task after the other: a task's share of that time begins with the end of the worker's task
+    before (of the first, with its lane's first record). Some bytes come sooner still, as far as pages are free, but as
+    much of this task's time goes to the task behind it. For which tasks a loader brings most bytes is the recipe's to
+    say; for all, where it no longer fits.
+    """
+    begin = t["begin_ns"].to_numpy()
+    loaded = _loaded(profile)
+    if not loaded.any() or not len(t):
+        return begin
+    d = decode(profile)
+    first = np.full(profile.n_lanes, np.iinfo(np.int64).max)
+    np.minimum.at(first, d.lane, d.begin_ns)
+    worker = t["worker"].to_numpy(np.int64)
+    if profile.n_ranks > 1:
+        worker = worker + t["rank"].to_numpy(np.int64) * profile.n_workers
+    order = np.argsort(worker, kind="stable")  # rows come by begin
+    same = np.r_[False, worker[order[1:]] == worker[order[:-1]]]
+    since = np.empty_like(begin)
+    since[order] = np.where(
+        same, np.r_[0, t["end_ns"].to_numpy()[order[:-1]]], first[worker[order] * profile.lanes_per_worker]
+    )
+    task = t["task"].to_numpy()
+    mine = (task < profile.n_tasks) & loaded[np.where(task < profile.n_tasks, task, 0)]
+    return np.where(mine, np.minimum(since, begin), begin)
+
+
+def _loaded(profile: Profile) -> np.ndarray:
+    """bool[n_tasks]: a loader runs ahead for this task, and most of its bytes from memory are those that it brings."""
+    none = np.zeros(profile.n_tasks, bool)
+    try:
+        machine = recipe.machine_of(profile)
+        if machine is None or profile.meta.get("prefetch") is False:
+            return none
+        if not Costs.of(machine, recipe.settings_of(profile)).ring_bytes:
+            return none
+    except MpkError:  # a damaged recipe
+        return none
+    try:
+        weights, state = traffic(recipe.schedule_of(profile).tasks)
+    except MpkError:
+        return ~none
+    return np.asarray(weights > state)
 
 
 def overlap(

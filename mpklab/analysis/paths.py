@@ -9,7 +9,8 @@ import pandas as pd
 
 from mpklab.analysis.idle import publication
 from mpklab.analysis.observed import Observed, Protocol, graph_protocol, observe
-from mpklab.frames import NEVER, decode, records, residual
+from mpklab.errors import ProfileError
+from mpklab.frames import NEVER, decode, ranks, records, residual
 from mpklab.frames.tables import category, operator_columns, ranges
 from mpklab.profile import Profile
 
@@ -29,12 +30,12 @@ def blame(profile: Profile, rank: int | None = None) -> pd.DataFrame:
     dur_ns · error_ns: the error bar of one segment, whose ends two workers may have stamped. `rank`: the one whose last
     task is looked at (default: the one that ended last).
     """
-    seen_of = {seen.rank: seen for seen in observe(profile)}
+    _known_rank(profile, "blame", rank)
     d = decode(profile)
     compute = d.lanes.role[d.lane] == records.COMPUTE
     t0 = int(d.begin_ns[compute].min()) if compute.any() else 0
     t1 = int(d.end_ns[compute].max()) if compute.any() else 0
-    candidates = [seen for seen in seen_of.values() if rank is None or seen.rank == rank]
+    candidates = [seen for seen in observe(profile) if rank is None or seen.rank == rank]
     candidates = [seen for seen in candidates if seen.done.size and (seen.done != NEVER).any()]
     rows: list[tuple[int, int, int, int, int, int]] = []  # segment, begin, end, row, task, reason
     seen = max(candidates, key=lambda s: int(s.done.max()), default=None)
@@ -63,6 +64,12 @@ def blame(profile: Profile, rank: int | None = None) -> pd.DataFrame:
         "error_ns": residual(profile),
     }
     return pd.DataFrame(columns)
+
+
+def _known_rank(profile: Profile, asked: str, rank: int | None) -> None:
+    known = ranks(profile)
+    if rank is not None and rank not in known:
+        raise ProfileError(f"{asked}(rank=…): expected one of {', '.join(map(str, known))}, found {rank}")
 
 
 def _walk(profile: Profile, seen: Observed, t0: int, t1: int) -> list[tuple[int, int, int, int, int, int]]:
@@ -134,6 +141,9 @@ def critical_path(profile: Profile, handoff_ns: float = 0.0, rank: int | None = 
 
     One row per task on the path: iteration, task, op, kind, layer, dur_ns, and begin_ns, end_ns on the path's own clock.
     """
+    if not 0 <= handoff_ns < np.inf:
+        raise ProfileError(f"critical_path(handoff_ns=…): expected a time of 0 ns or more, found {handoff_ns}")
+    _known_rank(profile, "critical_path", rank)
     seen = next((s for s in observe(profile) if rank is None or s.rank == rank), None)
     rows: list[tuple[int, int, int, int]] = []
     if seen is not None and seen.iterations.size and profile.n_tasks:

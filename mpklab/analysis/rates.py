@@ -9,7 +9,7 @@ import pandas as pd
 
 from mpklab.analysis.intervals import Union
 from mpklab.analysis.limits import positive
-from mpklab.analysis.load import utilisation
+from mpklab.analysis.load import moving, utilisation
 from mpklab.errors import ProfileError, suggest
 from mpklab.frames import tasks
 from mpklab.profile import Profile
@@ -24,10 +24,14 @@ def roofline(
 ) -> pd.DataFrame:
     """Rates reached, one row per operator ("op"), operator kind ("kind") or bin of time ("time").
 
-    op or kind · tasks: runs recorded · bytes, flops: of all of them · busy_ns: their durations together · span_ns: time
-    in which at least one ran · gbps, tflops: over span_ns, so what the device reached · worker_gbps: over busy_ns, so
-    what one worker reached · intensity: flops per byte · share: of the bandwidth or of the peak, whichever it is nearer
-    to; NaN without either · limit: "bytes" or "flops" accordingly. By time: begin_ns, end_ns, gbps, tflops, share.
+    op or kind · tasks: runs recorded · bytes, flops: of all of them · busy_ns: their time together · span_ns: that of at
+    least one of them · gbps, tflops: over span_ns, so what the device reached · worker_gbps: over busy_ns, so what one
+    worker reached · intensity: flops per byte · share: of the bandwidth or of the peak, whichever it is nearer to; NaN
+    without either · limit: "bytes" or "flops" accordingly. By time: begin_ns, end_ns, gbps, tflops, share.
+
+    A task's time is its execution. Where a loader brings its weights before that, as on a GPU, it begins with the end of
+    the task before on the same worker, waits included, for its bytes could move since then (`mpklab.analysis.load.moving`
+    has the reasons); over its execution alone, rates could be beyond the hardware's.
     """
     bandwidth = positive(bandwidth_gbps, profile.meta.get("bandwidth_gbps"))
     peak = positive(peak_tflops, profile.meta.get("peak_tflops"))
@@ -37,9 +41,10 @@ def roofline(
     if by not in ("op", "kind"):
         raise ProfileError(f"roofline(by={by!r}): {suggest(by, ('op', 'kind', 'time'))}")
     t = tasks(profile)
+    t["since_ns"] = moving(profile, t)
     rows: list[dict[str, Any]] = []
     for name, g in t.groupby(by, observed=True, sort=False):
-        begin, end = g["begin_ns"].to_numpy(), g["end_ns"].to_numpy()
+        begin, end = g["since_ns"].to_numpy(), g["end_ns"].to_numpy()
         rows.append(
             {
                 by: str(name),

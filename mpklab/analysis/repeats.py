@@ -95,6 +95,9 @@ def diff(a: Profile, b: Profile, by: str = "op", confidence: float = 0.95, seed:
     interval leaves out 0 · only: "a" or "b" where the other does not have it · error_ns: what both recordings' clocks may
     add to one task's change. Largest change first.
     """
+    if not (isinstance(a, Profile) and isinstance(b, Profile)):
+        other = next(x for x in (a, b) if not isinstance(x, Profile))
+        raise ProfileError(f"diff: expected two profiles, found {type(other).__name__} {other!r:.60}")
     if by not in ("op", "task"):
         raise ProfileError(f"diff(by={by!r}): {suggest(by, ('op', 'task'))}")
     if not 0 < confidence < 1:
@@ -161,6 +164,11 @@ def predicted(profile: Profile, spans: pd.DataFrame) -> pd.DataFrame:
     """A simulator's spans against the measured ones, one row per operator: op, tasks, measured_ns and predicted_ns
     (median execution), ratio, shift_ns: median of predicted begin less measured begin, both since their first task.
     Joined by iteration and task; iterations count from each side's first."""
+    need = ("phase", "iteration", "task", "begin_ns", "dur_ns")
+    if not isinstance(spans, pd.DataFrame):
+        raise ProfileError(f"predicted: expected a table of spans, as simulators give, found {type(spans).__name__}")
+    if missing := [name for name in need if name not in spans]:
+        raise ProfileError(f"predicted: the table of spans has no column {missing[0]!r}; it needs {', '.join(need)}")
     t = tasks(profile)[["iteration", "task", "op", "begin_ns", "dur_ns"]]
     p = spans.loc[spans["phase"] == "execute", ["iteration", "task", "begin_ns", "dur_ns"]].copy()
     t = t.copy()
