@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lanes import LaneClock
+from schedules import Op, Run, make
 
-from mpklab import abi
-from mpklab.frames import clocks
+from mpklab import abi, frames
+from mpklab.frames import accuracy, clocks
 
 GROUPS, LANES, SPAN_NS = 3, 6, 2_000_000
 
@@ -134,3 +138,73 @@ def test_many_anchors_leave_a_small_part_of_a_tick():
     assert np.abs(pinned[0] + pinned[1] * clock - at).max() <= pinned[2]
     wandering = np.rint(1.83 * (at + 2000 * np.sin(at / 2e6)))
     assert clocks.edges(wandering, shown, 1000, 1 / 1.83) is None
+
+
+@pytest.mark.parametrize("wander", (0.02, 0.08))
+@pytest.mark.parametrize("every_ns", (5_000, 40_000))
+def test_a_short_time_by_one_clock_is_known_better_than_two_clocks_agree(every_ns, wander):
+    head, anchors, ticks, first, true = recorded(every_ns, wander)
+    fit, ns = fitted(head, anchors, ticks, first)
+    lane = np.repeat(np.arange(len(head)), np.diff(first))
+    walk = accuracy.wander(fit, lane, ns)
+    for apart in (1, 4, 16, 64):
+        same = lane[apart:] == lane[:-apart]
+        took = (true[apart:] - true[:-apart])[same]
+        off = ((ns - true)[apart:] - (ns - true)[:-apart])[same]
+        on = lane[apart:][same]
+        bar = np.sqrt(np.minimum(1 / 3 + walk[on] ** 2 * took, 2 * fit.residual_ns[on] ** 2))
+        for some in (np.full(took.shape, True), took < 1000):
+            if np.count_nonzero(some) > 100:
+                assert np.sqrt((off[some] ** 2).mean()) < 1.1 * np.sqrt((bar[some] ** 2).mean())
+        if apart == 1 and every_ns > 10_000:
+            assert np.median(bar[took < 1000]) < 0.5 * np.sqrt(2) * np.median(fit.residual_ns)
+
+
+def test_a_clock_without_a_curve_of_its_own_strays_as_the_others_do():
+    head, anchors, ticks, first, _ = recorded(every_ns=10_000)
+    few = (anchors.lane != 2) | (anchors.clock == 0)
+    last = np.nonzero(anchors.lane == 2)[0][-1]
+    few[last] = True  # two anchors, 50 µs from the others'
+    moved = anchors.global_ns + 50_000 * (anchors.lane == 2)
+    some = clocks.Anchors(anchors.lane[few], anchors.clock[few], moved[few], anchors.record[few])
+    fit, ns = fitted(head, some, ticks, first)
+    walk = accuracy.wander(fit, np.repeat(np.arange(len(head)), np.diff(first)), ns)
+    assert fit.curve[2] == -1 and walk[2] >= walk[fit.curve >= 0].max() > 0
+
+
+def test_every_frame_tells_how_far_its_durations_may_be_off():
+    rates = {w: LaneClock(w * 1000, 1.0, tick_ns=1000) for w in range(2)}
+    ops = [Op("a", tiles=2), Op("b", tiles=2, after=("a",))]
+    queues = [[[Run("a", 0, 900 + i), Run("b", 0, 400)], [Run("a", 1, 1250), Run("b", 1, 410)]] for i in range(5)]
+    profile = make(ops, queues, clocks=rates)
+    rest = frames.decode(profile).fit.residual_ns
+    spans, tasks, workers, operators = (
+        f(profile) for f in (frames.spans, frames.tasks, frames.workers, frames.operators)
+    )
+    lane = spans["worker"].to_numpy() * profile.lanes_per_worker
+    assert (spans["error_ns"] > 0).all() and (spans["error_ns"] <= np.sqrt(2) * rest[lane] * 1.0001).all()
+    assert spans["error_ns"].min() < 0.5 * np.sqrt(2) * rest[lane].max()  # the short ones are known better
+    flat = spans[spans["phase"].isin(["execute", "wait", "step"])]
+    squares = (flat["error_ns"].astype(float) ** 2).groupby(flat["worker"]).sum()
+    assert np.allclose(workers["error_ns"], np.sqrt(squares), rtol=1e-3)
+    squares = (tasks["error_ns"].astype(float) ** 2).groupby(tasks["op"].astype(str)).sum()
+    assert np.allclose(operators["error_ns"], np.sqrt(squares[operators["op"]]), rtol=1e-3)
+    events = frames.events(profile)
+    two = events["signals"] > 1
+    assert two.any() and np.allclose(events.loc[two, "error_ns"], np.hypot(*rest[:: profile.lanes_per_worker]))
+
+
+def test_what_one_clock_told_at_one_time_is_off_alike():
+    error, part = np.array([3.0, 4.0, 3.0, 4.0]), np.array([0, 0, 1, 1])
+    assert accuracy.summed(error, part, np.array([7, 7, 7, 8]), 3).tolist() == [7, 5, 0]
+    assert accuracy.summed(error[:0], part[:0], part[:0], 2).tolist() == [0, 0]
+
+
+def test_a_lane_without_anchors_states_no_error():
+    profile = make([Op("a")], [[[Run("a", 0, 900)]]], anchors=False)
+    assert np.isfinite(frames.spans(profile)["error_ns"]).all()
+    lanes = profile.lanes.copy()
+    for lane in lanes.reshape(profile.n_lanes, -1):
+        lane[: abi.LANE.itemsize].view(abi.LANE)[["begin_global_ns", "end_global_ns"]] = 0
+    spans = frames.spans(replace(profile, lanes=lanes))
+    assert len(spans) and spans["error_ns"].isna().all()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mpklab import abi
 from mpklab.errors import ProfileError, suggest
-from mpklab.frames import records
+from mpklab.frames import accuracy, records
 from mpklab.frames.records import Decoded, decode
 from mpklab.profile import Profile
 
@@ -24,7 +24,9 @@ def spans(profile: Profile) -> pd.DataFrame:
 
     rank, worker u16 · sm i32 (-1 unknown) · role, phase category · iteration i32 (-1 unknown) · task i32 (-1 none) ·
     op category (operator name) · kind category (operator kind) · layer i16 (-1 none) · event i32 (-1 none) · begin_ns,
-    end_ns i64 since the profile's first stamp · dur_ns i64 · truncated (its end was not recorded)
+    end_ns i64 since the profile's first stamp · dur_ns i64 · error_ns f32: error bar of dur_ns, both of whose stamps are
+    of one clock (`accuracy.error`; NaN without anchors); times of two lanes compare to `health`'s residual_ns of both ·
+    truncated (its end was not recorded)
     """
     d = decode(profile)
     lanes = d.lanes
@@ -41,6 +43,7 @@ def spans(profile: Profile) -> pd.DataFrame:
         "begin_ns": d.begin_ns,
         "end_ns": d.end_ns,
         "dur_ns": d.end_ns - d.begin_ns,
+        "error_ns": accuracy.error(profile, d.lane, d.end_ns - d.begin_ns).astype(np.float32),
         "truncated": d.truncated,
     }
     return pd.DataFrame(columns, copy=False)
@@ -57,8 +60,8 @@ def tasks(profile: Profile) -> pd.DataFrame:
     bytes moved, flops done (f64, as the operator declares) · fetch_ns, gather_ns, signal_ns: the other phases ·
     issue_ns: the worker took the task up; start_ns: its waits were over; signalled_ns: its execution was over and its
     signals began; done_ns: they were out. Below level 2 issue = start = begin and signalled = done = end.
-    truncated: it was still running when the record ends · error_ns: error bar of its times against those of another such
-    worker, and more than that of its durations (`lane_error`). Times in ns since the profile's first stamp.
+    truncated: it was still running when the record ends · error_ns f32: error bar of dur_ns (`accuracy.error`); that of a
+    time against another worker's is `lane_error`. Times in ns since the profile's first stamp.
     """
     found = _tasks.get(profile)
     if found is None:
@@ -117,14 +120,14 @@ def _task_table(profile: Profile, d: Decoded) -> pd.DataFrame:
         "signalled_ns": d.end_ns[at],
         "done_ns": np.maximum(done[mine], d.end_ns[at]),
         "truncated": d.truncated[at],
-        "error_ns": lane_error(d)[d.lane[at]],
+        "error_ns": accuracy.error(profile, d.lane[at], dur[at]).astype(np.float32),
     }
     return pd.DataFrame(columns, copy=False)
 
 
 def lane_error(d: Decoded) -> np.ndarray:
     """Per lane, the error bar of the time between two stamps of such lanes, in ns (NaN without anchors): the root of the
-    sum of two residuals squared. Stamps of the same lane share most of their clock's error, so it is less between them."""
+    sum of two residuals squared. Between stamps of the same lane it is less: see `accuracy.error`."""
     out: np.ndarray = np.sqrt(2) * d.fit.residual_ns
     return out
 
@@ -134,7 +137,8 @@ def events(profile: Profile) -> pd.DataFrame:
 
     iteration, event i32 · op category (the operator that signals it; none: several) · need i32 (-1: run time) ·
     signals: how many were recorded · first_ns, happened_ns: first and last of them · last_task: who sent the last ·
-    waiters: tasks that wait for it
+    waiters: tasks that wait for it · error_ns: error bar of the time from first_ns to happened_ns, which two workers'
+    clocks may have told (`accuracy.error`)
     """
     t = tasks(profile)
     begin, event = profile.signals["signal_begin"], profile.signals["signal_event"]
@@ -150,11 +154,17 @@ def events(profile: Profile) -> pd.DataFrame:
             "event": which,
             "time": t["signalled_ns"].to_numpy()[row],
             "task": t["task"].to_numpy()[row],
+            "lane": _lane_of(profile, t)[row],
         }
     ).sort_values("time", kind="stable")
     grouped = frame.groupby(["iteration", "event"], sort=True)
     out = grouped.agg(
-        signals=("time", "size"), first_ns=("time", "min"), happened_ns=("time", "max"), last_task=("task", "last")
+        signals=("time", "size"),
+        first_ns=("time", "min"),
+        happened_ns=("time", "max"),
+        last_task=("task", "last"),
+        lane=("lane", "first"),
+        other=("lane", "last"),
     ).reset_index()
     ids = out["event"].to_numpy(np.int64)
     waiters = np.bincount(profile.waits["wait_event"], minlength=profile.n_events)
@@ -165,12 +175,34 @@ def events(profile: Profile) -> pd.DataFrame:
     out["op"] = category(op.astype(np.int32), names)
     out["need"] = profile.events["need"][ids]
     out["waiters"] = waiters[ids].astype(np.int64)
-    return out[["iteration", "event", "op", "need", "signals", "first_ns", "happened_ns", "last_task", "waiters"]]
+    ns, lane, other = (out[name].to_numpy(np.int64) for name in ("happened_ns", "lane", "other"))
+    out["error_ns"] = accuracy.error(profile, lane, ns - out["first_ns"].to_numpy(np.int64), other)
+    columns = [
+        "iteration",
+        "event",
+        "op",
+        "need",
+        "signals",
+        "first_ns",
+        "happened_ns",
+        "last_task",
+        "waiters",
+        "error_ns",
+    ]
+    return out[columns]
+
+
+def _lane_of(profile: Profile, t: pd.DataFrame) -> np.ndarray:
+    """The compute lane of each row of `tasks`."""
+    rank = t["rank"].to_numpy(np.int64) if profile.n_ranks > 1 else 0
+    lane: np.ndarray = (rank * profile.n_workers + t["worker"].to_numpy(np.int64)) * profile.lanes_per_worker
+    return lane + records.COMPUTE
 
 
 def workers(profile: Profile) -> pd.DataFrame:
     """One row per worker: rank, worker, sm (-1 unknown), tasks run, first_ns and last_ns of its compute lane, execute_ns,
-    wait_ns and step_ns (waiting for the next iteration) together, records kept and dropped over its lanes."""
+    wait_ns and step_ns (waiting for the next iteration) together, records kept and dropped over its lanes; error_ns: error
+    bar of the three sums together, and so more than that of each: of its parts in squares (`accuracy.summed`)."""
     d = decode(profile)
     lanes = d.lanes
     n = lanes.rank.size
@@ -182,6 +214,9 @@ def workers(profile: Profile) -> pd.DataFrame:
         out: np.ndarray = np.bincount(d.lane[some], weights=dur[some], minlength=n)
         return out.astype(np.int64)
 
+    part = np.nonzero(np.isin(d.phase, (records.EXECUTE, records.WAIT, records.STEP)) & (d.depth == 0))[0]
+    # Parts of one lane lie one after the other, so no two share a time.
+    error_ns = accuracy.summed(accuracy.error(profile, d.lane[part], dur[part]), d.lane[part], part, n)
     first = np.full(n, np.iinfo(np.int64).max)
     np.minimum.at(first, d.lane, d.begin_ns)
     used = np.bincount(d.lane, minlength=n) > 0
@@ -202,19 +237,27 @@ def workers(profile: Profile) -> pd.DataFrame:
             "step_ns": total(records.STEP)[compute],
             "kept": per_worker[0],
             "dropped": per_worker[1],
+            "error_ns": error_ns[compute],
         }
     )
 
 
 def operators(profile: Profile) -> pd.DataFrame:
     """One row per operator of the graph: op (name), kind, layer, tiles (its tasks), bytes and flops of all its tasks per
-    iteration, runs recorded, and median_ns, total_ns of their execution."""
+    iteration, runs recorded, and median_ns, total_ns of their execution; error_ns: error bar of total_ns, where runs of one
+    iteration by the same clock are off alike and others independently (`accuracy.summed`); median_error_ns: that of the
+    typical run, which their median does not exceed."""
     t = tasks(profile)
     n = len(profile.operators)
     known = t["task"].to_numpy() < profile.n_tasks
     operator = profile.tasks["operator"][t["task"].to_numpy()[known]] if profile.n_tasks else np.zeros(0, np.int32)
-    dur = t["dur_ns"].to_numpy()[known]
-    median = pd.Series(dur).groupby(operator).median().reindex(range(n)) if n else pd.Series(dtype=float)
+    dur, error_ns = t["dur_ns"].to_numpy()[known], t["error_ns"].to_numpy(float)[known]
+    medians = pd.DataFrame({"dur": dur, "error": error_ns}).groupby(operator).median().reindex(range(n))
+    d = decode(profile)
+    clock = (
+        accuracy.counter(d)[_lane_of(profile, t)[known]]
+        + t["iteration"].to_numpy(np.int64)[known] * profile.n_lanes * 2
+    )
     return pd.DataFrame(
         {
             "op": [str(o["name"]) for o in profile.operators],
@@ -224,8 +267,10 @@ def operators(profile: Profile) -> pd.DataFrame:
             "bytes": np.bincount(profile.tasks["operator"], weights=profile.tasks["bytes"], minlength=n),
             "flops": np.bincount(profile.tasks["operator"], weights=profile.tasks["flops"], minlength=n),
             "runs": np.bincount(operator, minlength=n),
-            "median_ns": median.to_numpy(float),
+            "median_ns": medians["dur"].to_numpy(float),
             "total_ns": np.bincount(operator, weights=dur, minlength=n).astype(np.int64),
+            "median_error_ns": medians["error"].to_numpy(float),
+            "error_ns": accuracy.summed(error_ns, operator, clock, n),
         }
     )
 

@@ -137,6 +137,7 @@ def frame(spans: Spans, operators: Sequence[tuple[str, str, int]], operator_of: 
     """The table that `frames.spans` gives for a recording; `operators` are (name, kind, layer)."""
     n = len(spans.worker)
     zero = int(spans.begin_ns.min(initial=0)) if n else 0
+    tick = max(1, int(np.gcd.reduce(np.r_[spans.begin_ns, spans.end_ns], initial=0)))
     which = np.append(operator_of, -1)[spans.task]  # the last entry answers for -1
     columns: dict[str, Any] = {
         "rank": np.zeros(n, np.uint16),
@@ -158,6 +159,7 @@ def frame(spans: Spans, operators: Sequence[tuple[str, str, int]], operator_of: 
         "begin_ns": spans.begin_ns - zero,
         "end_ns": spans.end_ns - zero,
         "dur_ns": spans.end_ns - spans.begin_ns,
+        "error_ns": np.full(n, tick / np.sqrt(6), np.float32),  # both ends are in whole ticks, `frames.accuracy.error`
         "truncated": np.zeros(n, bool),
     }
     return pd.DataFrame(columns, copy=False)
