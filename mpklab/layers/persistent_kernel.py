@@ -512,6 +512,8 @@ class PersistentKernel:
         level = profile if profile is not None else RECORDED if self._words is not None else 0
         on_gpu = default_stream is not None and self._program.step.device.type == "cuda"
         before = kernel.last_profile
+        if on_gpu:  # what the caller has queued is there first: the prompt, the caches, where to go on
+            default_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(default_stream) if on_gpu else nullcontext():
             try:
                 self._session.launch(self._take_up(self._session), profile=level)

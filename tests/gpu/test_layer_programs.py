@@ -48,6 +48,19 @@ def test_a_small_qwen3_gives_the_tokens_of_transformers(grids: bool, eager: bool
     assert int(program.step[0]) == LENGTH - 1
 
 
+def test_another_stream_waits_for_what_was_queued_before() -> None:
+    model = module().cuda()
+    program = Qwen3Program(model, LENGTH, grids=False)
+    program.mpk.compile()
+    place, other = program.prefill(PROMPT), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(500_000_000)  # a quarter of a second before the kernel knows where to go on
+    program.step.fill_(place)
+    program.mpk(default_stream=other)
+    assert program.tokens[0, place:].tolist() == greedy(model, PROMPT, LENGTH - len(PROMPT))
+    assert int(program.step[0]) == LENGTH - 1
+
+
 @pytest.mark.parametrize("grids", [True, False], ids=["grids given", "the machine's"])
 def test_qwen3_06b_gives_the_tokens_of_transformers(large: Any, grids: bool) -> None:
     """In bfloat16, up to ties: a token is the best one, or nearly as good as transformers' own bfloat16 tokens are."""
