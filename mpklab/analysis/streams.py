@@ -16,8 +16,9 @@ from mpklab.frames.tables import family
 from mpklab.profile import Profile
 from mpklab.simulator import Costs, Program, Timeline, Work, run, traffic
 
-# What the consumers of one worker of a GPU get through, in shares of the bandwidth: 540 KB more in the larger tiles of o_proj
-# and down_proj took them 7.8 µs (one H200, Qwen3-0.6B in tiles of 64 rows, level 3).
+# What the consumers of one worker of a GPU get through, in shares of the bandwidth, beyond what a task takes however small
+# (which the cost model spreads over the bytes): 540 KB more in the larger tiles of o_proj and down_proj took them 7.8 µs
+# (one H200, Qwen3-0.6B in tiles of 64 rows, level 3).
 RING = 2.0
 SETTLED = 3  # rounds after which what tasks take beyond their loads no longer changes
 QUIET = 0.05  # the part of an operator's tasks, and of hand-offs, that nothing was in the way of
