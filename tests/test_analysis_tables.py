@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fuzz import renumbered, rounds
 from lanes import LaneClock, Span, encode
 from schedules import Op, Run, make
 
@@ -203,6 +204,15 @@ def test_diff_finds_what_changed_and_says_how_sure_it_is():
     assert np.isnan(short.loc["b", "low_ns"]) and not short.loc["b", "sure"]
     other = analysis.diff(run(500), make([A], [[[Run("a", 0, 7)]]])).set_index("op")
     assert other.loc["b", "only"] == "a"
+
+
+def test_iterations_that_lack_tiles_say_nothing_of_an_operators_time():
+    good = rounds()
+    bad = renumbered(good, 2, lambda _: 500_000)  # worker 0's tiles of one iteration of six
+    a, b = (analysis.steady_state(p, "op", skip=0).set_index("op") for p in (good, bad))
+    assert b["n"].to_dict() == {"a": 5, "b": 5, "c": 6} and (b["min_ns"] == a["min_ns"]).all()
+    change = analysis.diff(good, bad).set_index("op")["delta_ns"]
+    assert (change.drop("iteration") == 0).all()
 
 
 def test_predicted_spans_against_measured_ones():

@@ -19,10 +19,10 @@ KEY = ["op", "tile0", "tile1", "tile2", "tile3"]
 def steady_state(profile: Profile, by: str = "task", skip: int | None = None) -> pd.DataFrame:
     """How steady durations are over iterations, one row per "task", "op" (time of all its tiles) or "iteration".
 
-    By task or operator: task and op (or op) · n: iterations · median_ns, p99_ns, min_ns, max_ns · jitter_ns: 1.4826 ×
-    the median distance from the median · error_ns: the clocks' error bar of one task's time. The first `skip` recorded
-    iterations are left out (default: one, if four or more were recorded). By iteration: iteration, dur_ns: from the last
-    task of the one before to its own last task, and error_ns.
+    By task or operator: task and op (or op) · n: iterations (of an operator, those with all of its tiles) · median_ns,
+    p99_ns, min_ns, max_ns · jitter_ns: 1.4826 × the median distance from the median · error_ns: the clocks' error bar of
+    one task's time. The first `skip` recorded iterations are left out (default: one, if four or more were recorded). By
+    iteration: iteration, dur_ns: from the last task of the one before to its own last task, and error_ns.
     """
     t = tasks(profile)
     numbers = np.unique(t["iteration"].to_numpy())
@@ -33,7 +33,7 @@ def steady_state(profile: Profile, by: str = "task", skip: int | None = None) ->
     skip = int(numbers.size >= 4) if skip is None else skip
     t = t[np.isin(t["iteration"].to_numpy(), numbers[skip:])]
     if by == "op":
-        each = t.groupby(["op", "iteration"], observed=True)["dur_ns"].sum()
+        each = _sums(t, ["op"])
         groups = each.groupby(level="op", observed=True)
     else:
         groups = t.set_index("task")["dur_ns"].groupby(level="task")
@@ -90,10 +90,10 @@ def diff(a: Profile, b: Profile, by: str = "op", confidence: float = 0.95, seed:
     """What changed from `a` to `b`, tasks joined by operator name and tile; one row per "op" or per "task", and one for
     the iteration as a whole (op "iteration").
 
-    a_ns, b_ns: mean over iterations of the time of all tiles (of the task) · delta_ns: b − a · low_ns, high_ns: its
-    confidence interval, bootstrapped over iterations (NaN with fewer than three on a side) · ratio: b / a · sure: the
-    interval leaves out 0 · only: "a" or "b" where the other does not have it · error_ns: what both recordings' clocks may
-    add to one task's change. Largest change first.
+    a_ns, b_ns: mean of the time of all tiles (of the task) over iterations, those that lack tiles left out · delta_ns:
+    b − a · low_ns, high_ns: its confidence interval, bootstrapped over iterations (NaN with fewer than three on a side) ·
+    ratio: b / a · sure: the interval leaves out 0 · only: "a" or "b" where the other does not have it · error_ns: what
+    both recordings' clocks may add to one task's change. Largest change first.
     """
     if not (isinstance(a, Profile) and isinstance(b, Profile)):
         other = next(x for x in (a, b) if not isinstance(x, Profile))
@@ -126,7 +126,7 @@ def _matrix(profile: Profile, keys: list[str]) -> pd.DataFrame:
     """[iteration, key]: summed durations; the last column is the whole iteration."""
     t = tasks(profile)
     t["op"] = t["op"].astype(object)
-    each = t.groupby([*keys, "iteration"], observed=True)["dur_ns"].sum()
+    each = _sums(t, keys)
     table: Any = each.unstack(keys).astype(float) if len(each) else pd.DataFrame(dtype=float)
     if not isinstance(table.columns, pd.MultiIndex):
         table.columns = pd.MultiIndex.from_arrays([table.columns], names=keys[:1])
@@ -135,6 +135,15 @@ def _matrix(profile: Profile, keys: list[str]) -> pd.DataFrame:
     table[place] = whole.reindex(table.index).astype(float)
     table.columns = table.columns.set_names(keys)
     return table
+
+
+def _sums(t: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """Time of all tiles by key and iteration, without those iterations in which fewer tiles were recorded than usual:
+    a recording may begin or end within one, or a damaged record may have taken some away."""
+    each = t.groupby([*keys, "iteration"], observed=True)["dur_ns"]
+    sums, tiles = each.sum(), each.size()
+    usual = tiles.groupby(level=keys, observed=True).transform("median")
+    return sums[tiles >= usual]
 
 
 def _interval(
