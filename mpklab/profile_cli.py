@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mpklab import analysis, frames
+from mpklab.analysis import bars
 from mpklab.analysis.idle import CLASSES, NO_TASK
 from mpklab.console import print_table
 from mpklab.errors import ProfileError
@@ -108,8 +109,18 @@ def _rows(table: pd.DataFrame) -> Any:
 
 
 def _print(table: pd.DataFrame, title: str = "") -> None:
-    cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
-    print_table([str(c) for c in table.columns], cells, title)
+    """A frame as a table, error bars under ±."""
+    bar = [c == "error_ns" for c in table.columns]
+    rows = table.itertuples(index=False)
+    cells = [[_bar(v) if b else _cell(v) for v, b in zip(row, bar, strict=True)] for row in rows]
+    print_table(["±" if b else str(c) for c, b in zip(table.columns, bar, strict=True)], cells, title)
+
+
+def _bar(error_ns: float) -> object:
+    """An error bar in two digits; nothing where it is not known."""
+    if np.isnan(error_ns):
+        return ""
+    return int(float(f"{error_ns:.2g}")) if error_ns >= 9.95 else float(f"{error_ns:.1f}")
 
 
 def _cell(value: Any) -> object:
@@ -123,6 +134,8 @@ def _cell(value: Any) -> object:
 def _show(args: argparse.Namespace) -> int:
     def make(profile: Profile) -> tuple[Any, Callable[[], None]]:
         bounds, findings = analysis.bounds(profile), analysis.explain(profile)
+        error_ns = bounds["bound"].map(bars.of_bounds(profile)) * bounds["iteration_ns"] / bounds["ns"]
+        bounds.insert(list(bounds.columns).index("iteration_ns") + 1, "error_ns", error_ns)
         efficiency = float(bounds["share"].iloc[0])
         data = {
             "profile": repr(profile),
@@ -143,7 +156,8 @@ def _show(args: argparse.Namespace) -> int:
                     print(f"{key}: {profile.stamp[key]}")
             print(f"health: {data['health']}")
             print(f"makespan: {data['makespan_ns']} ± {data['error_ns']:.0f} ns\n")
-            _print(bounds[["bound", "iteration_ns", "share", "why"]].assign(share=_percent(bounds["share"])), "bounds")
+            shown = bounds[["bound", "iteration_ns", "error_ns", "share", "why"]]
+            _print(shown.assign(share=_percent(bounds["share"])), "bounds")
             print("\nwhat cost most")
             for sentence in findings["finding"]:
                 print(f"- {sentence}")
@@ -155,8 +169,16 @@ def _show(args: argparse.Namespace) -> int:
     return _each(args, make)
 
 
-def _percent(values: Any) -> list[str]:
-    return ["" if np.isnan(v) else f"{100 * v:.1f} %" for v in np.asarray(values, float)]
+def _percent(values: Any, errors: Any = None) -> list[str]:
+    """Shares in words, with error bars where these show in the digits."""
+    shares = np.asarray(values, float)
+    off = np.zeros(shares.size) if errors is None else np.nan_to_num(np.asarray(errors, float))
+    said = [f"{100 * v:.1f}" + (f" ± {100 * e:.1f}" if e >= 0.0005 else "") for v, e in zip(shares, off, strict=True)]
+    return ["" if np.isnan(v) else f"{words} %" for v, words in zip(shares, said, strict=True)]
+
+
+def _with_bars(ns: Any, errors: Any) -> list[str]:
+    return [f"{int(v)} ± {_bar(e)}" if v and not np.isnan(e) else str(int(v)) for v, e in zip(ns, errors, strict=True)]
 
 
 def _health(args: argparse.Namespace) -> int:
@@ -191,7 +213,7 @@ def _health(args: argparse.Namespace) -> int:
 
 def _bubbles(args: argparse.Namespace) -> int:
     def make(profile: Profile) -> tuple[Any, Callable[[], None]]:
-        whole = analysis.bubbles(profile, args.by)
+        whole, errors = analysis.bubbles(profile, args.by), bars.of_bubbles(profile, args.by)
         table = _cut(whole, args.top)
 
         def show() -> None:
@@ -199,26 +221,27 @@ def _bubbles(args: argparse.Namespace) -> int:
                 row = table.iloc[0]
                 all_ns = max(1, int(row["makespan_ns"]))
                 shares = [
-                    (name, int(row[name]), f"{100 * row[name] / all_ns:.1f} %", text) for name, text in CLASSES.items()
+                    (name, int(row[name]), _bar(errors[name].iloc[0]), f"{100 * row[name] / all_ns:.1f} %", text)
+                    for name, text in CLASSES.items()
                 ]
-                print_table(("class", "ns", "share", "meaning"), [r for r in shares if r[1]])
+                print_table(("class", "ns", "±", "share", "meaning"), [r for r in shares if r[1]])
                 print(
                     f"\nwhere two workers' clocks are compared, each wait is known to ± {frames.residual(profile):.0f} ns"
                 )
                 return
-            shown = table.loc[:, (table != 0).any()]
-            if not args.ns:
-                shown = shown.copy()
-                total = float(analysis.bubbles(profile, "all")["makespan_ns"].iloc[0]) or 1.0
-                if args.by == "worker":
-                    total /= max(1, len(analysis.bubbles(profile)))
-                for name in [*CLASSES, "makespan_ns"]:
-                    if name in shown:
-                        shown[name] = _percent(shown[name] / total)
+            shown = table.loc[:, (table != 0).any()].copy()
+            total = float(analysis.bubbles(profile, "all")["makespan_ns"].iloc[0]) or 1.0
+            if args.by == "worker":
+                total /= max(1, len(analysis.bubbles(profile)))
+            for name in [*CLASSES, "makespan_ns"]:
+                if name in shown:
+                    ns, error_ns = shown[name], errors.loc[shown.index, name]
+                    shown[name] = _with_bars(ns, error_ns) if args.ns else _percent(ns / total, error_ns / total)
             _print(shown.rename(columns={"makespan_ns": "sum"}))
             _rest(whole, args.top)
 
-        return _rows(table), show
+        told = _rows(errors.loc[table.index])
+        return [{**row, "error_ns": error} for row, error in zip(_rows(table), told, strict=True)], show
 
     return _each(args, make)
 
@@ -233,8 +256,11 @@ def _blame(args: argparse.Namespace) -> int:
             column = "family" if args.by == "family" else "op"
             named = path.assign(op=path["op"].astype(object).where(path["op"].notna(), NO_TASK))
             named["family"] = [family(str(op)) for op in named["op"]]
-            sums = named.groupby(["segment", column], observed=True)["dur_ns"].agg(["sum", "size"]).reset_index()
-            whole = sums.rename(columns={"sum": "dur_ns", "size": "times"}).sort_values("dur_ns", ascending=False)
+            named["squares"] = named["error_ns"] ** 2  # one segment after the other: errors of a sum add in squares
+            grouped = named.groupby(["segment", column], observed=True)
+            sums = grouped.agg(dur_ns=("dur_ns", "sum"), error_ns=("squares", "sum"), times=("dur_ns", "size"))
+            whole = sums.assign(error_ns=np.sqrt(sums["error_ns"])).reset_index()
+            whole = whole.sort_values("dur_ns", ascending=False)
             whole["share"] = whole["dur_ns"] / total
         table = _cut(whole, args.top)
 

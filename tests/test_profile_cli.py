@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
+import numpy as np
 import pytest
+from lanes import LaneClock
 from schedules import Op, Run, make
 
-from mpklab import profile_cli
-from mpklab.analysis import bubbles
+from mpklab import frames, profile_cli
+from mpklab.analysis import bars, bubbles
 from mpklab.errors import ProfileError
 from mpklab.profile import Profile
 
@@ -103,3 +105,45 @@ def test_import_reads_what_other_tools_wrote(files, capsys):
     (folder / "names.json").write_text("[1")
     with pytest.raises(ProfileError, match="expected a JSON list"):
         run("import", "b.npy", "--from", "flashinfer", "--names", folder / "names.json", "-o", folder / "y.mpkprof")
+
+
+def test_sums_say_how_far_the_clocks_may_be_off(tmp_path, capsys):
+    ops = [Op("layer0.a", tiles=2, before=("layer0.b",)), Op("layer0.b", tiles=2, after=("layer0.a",))]
+    turns = [
+        [[Run("layer0.a", 0, 900 + i), Run("layer0.b", 0, 400)], [Run("layer0.a", 1, 1250), Run("layer0.b", 1, 410)]]
+        for i in range(6)
+    ]
+    coarse = {w: LaneClock(w * 1000, 1.0, tick_ns=500) for w in range(2)}
+    profile = make(ops, turns, latency=9, clocks=coarse, meta={"bandwidth_gbps": 1000.0}, bytes_per_task=1e3)
+    name, error = str(profile.save(tmp_path / "p.mpkprof")), frames.residual(profile)
+
+    def told(*words):
+        run(*words, name, "--json")
+        return json.loads(capsys.readouterr().out)
+
+    run("bubbles", name)
+    assert capsys.readouterr().out.splitlines()[0].split() == ["class", "ns", "±", "share", "meaning"]
+    (whole,) = told("bubbles")
+    runs = frames.tasks(profile)["error_ns"].astype(float)
+    assert whole["error_ns"]["execute"] == pytest.approx(np.sqrt((runs**2).sum()), rel=0.5)
+    waits = frames.query(profile, "phase == 'wait' and dur_ns > 0")
+    assert 0 < whole["error_ns"]["producer"] <= 1.01 * error * len(waits)
+    assert whole["error_ns"]["makespan_ns"] == pytest.approx(2 * error)
+    for by in ("worker", "op", "cause", "family", "cause_family", "layer", "iteration"):
+        rows = told("bubbles", "--by", by)
+        for row in rows:
+            assert all((row["error_ns"][name] > 0) == (row[name] > 0) for name in bars.NAMES), by
+        squares = sum(row["error_ns"]["execute"] ** 2 for row in rows)
+        if not by.startswith("cause"):
+            assert np.sqrt(squares) == pytest.approx(whole["error_ns"]["execute"], rel=0.5), by
+    assert [row["error_ns"]["makespan_ns"] for row in told("bubbles", "--by", "worker")] == pytest.approx([error] * 2)
+    run("bubbles", name, "--by", "worker", "--ns")
+    assert f" ± {int(float(f'{error:.2g}'))}\n" in capsys.readouterr().out
+
+    run("blame", name)
+    assert capsys.readouterr().out.splitlines()[0].split() == ["segment", "family", "dur_ns", "±", "times", "share"]
+    for row in told("blame"):
+        assert row["error_ns"] == pytest.approx(error * np.sqrt(row["times"]))
+    bounds = {row["bound"]: row for row in told("show")["bounds"]}
+    assert bounds["measured"]["error_ns"] == pytest.approx(error / 6) and bounds["bytes"]["error_ns"] is None
+    assert 0 < bounds["work"]["error_ns"] < bounds["path"]["error_ns"] < 6 * error
