@@ -19,11 +19,14 @@ import pytest
 from schedules import Op, Run, make
 from synthetic import MadeTasks, make_spans, make_tasks
 
+from mpklab import frames
 from mpklab.errors import EnvError, GraphError, MpkError, ProfileError, ScheduleError
+from mpklab.profile import open_profile
 from mpklab.widgets import operator_graph as drawing
 from mpklab.widgets.operator_graph import graph_view, operator_graph
 from mpklab.widgets.page import Column, bundle, container, page, widget_module
 from mpklab.widgets.raster import coverage
+from mpklab.widgets.recording import profile_timeline
 from mpklab.widgets.studio import Studio, graph_of
 from mpklab.widgets.task_dag import lay_out, read_tasks, table_of, task_dag
 from mpklab.widgets.timeline import _depths, timeline
@@ -618,8 +621,6 @@ def test_differences_are_told_in_classes() -> None:
 
 
 def test_two_recordings_share_a_studio() -> None:
-    from mpklab.widgets.recording import profile_timeline
-
     a, b = small_run(), small_run(latency=300)
     view = Studio(a, other=b)
     assert view.timeline.lanes.meta["groups"] == ["this", "other"] and view.timeline.lanes.meta["color"] == "difference"
@@ -717,3 +718,19 @@ def test_of_a_linear_only_the_way_it_takes_is_marked(model: str, batch: int, hea
         own = [(stems[file], what) for file, _, _, what in meta["marks"][marks] if what != "variant"]
         assert {stem for stem, _ in own} & set(LINEAR_PATHS) == {header}
         assert {what for _, what in own} == roles
+
+
+def test_a_timeline_holds_each_lanes_own_error_bar():
+    profile = open_profile("h200-qwen3-0.6b-dynamic")
+    columns = profile_timeline(profile).lanes.columns
+    loader = columns["row_role"].values == 1
+    error = columns["row_error"].values
+    health = frames.health(profile).set_index(["worker", "role"])["residual_ns"]
+    for lane, row in ((True, "loader"), (False, "compute")):
+        worker = columns["row_worker"].values[loader == lane]
+        expected = np.sqrt(2) * health.xs(row, level="role")[worker]
+        assert np.allclose(error[loader == lane], expected)
+    assert error[loader].max() > 5 * np.median(error)  # some loaders left few anchors
+    spans = make_spans(300, 4)
+    with pytest.raises(ProfileError, match="a row per span"):
+        timeline(spans, error_ns=np.zeros((3, 3)))

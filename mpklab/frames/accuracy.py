@@ -37,6 +37,13 @@ def error(profile: Profile, lane: np.ndarray, ns: np.ndarray, other: np.ndarray 
     return out
 
 
+def per_lane(profile: Profile) -> np.ndarray:
+    """f64[lanes, 3], what `error` reckons with: the error bar, in ns, of a time against another lane as good or of two
+    stamps far apart; that of two stamps at once; and what it grows by with the root of the ns between two stamps."""
+    grain, walk = _lanes(profile)
+    return np.stack([np.sqrt(2) * decode(profile).fit.residual_ns, grain / np.sqrt(6), walk], 1)
+
+
 def wander(fit: clocks.Fit, lane: np.ndarray, ns: np.ndarray) -> np.ndarray:
     """Per lane, by how many ns its clock strays from the fit in 1 ns, growing as the root of time: the most that its
     residual leaves room for. `lane` (sorted) and `ns` (as the anchors' `global_ns`) are the stamps that matter.

@@ -13,7 +13,7 @@ from mpklab.analysis import bounds as limits
 from mpklab.analysis.idle import NAMES, pieces
 from mpklab.analysis.observed import ALWAYS, observe
 from mpklab.errors import MpkError
-from mpklab.frames import NEVER, health, residual, verdict
+from mpklab.frames import NEVER, accuracy, decode, health, verdict
 from mpklab.frames import spans as spans_of
 from mpklab.recipe import schedule_of
 from mpklab.widgets.raster import counted
@@ -37,7 +37,7 @@ def profile_timeline(profile: Any, other: Any = None, **options: Any) -> Timelin
     spans = [spans_of(run) for run in runs]
     idle, cause = zip(*(idle_classes(run, frame) for run, frame in zip(runs, spans, strict=True)), strict=True)
     known: dict[str, Any] = {
-        "error_ns": max(residual(run) for run in runs),
+        "error_ns": np.concatenate([accuracy.per_lane(run)[decode(run).lane] for run in runs]),
         "place": "SM" if on_gpu(profile) else "CPU",
         "workers": thread_names(runs),
         "notes": notes_of(profile, other),

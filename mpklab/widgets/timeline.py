@@ -240,7 +240,12 @@ def read_lanes(sources: Mapping[str, pd.DataFrame], classes: Mapping[str, object
         "truncated": Column(np.flatnonzero(joined["truncated"].to_numpy(bool)[kept]), delta=True),
     }
     errors = options["error_ns"]
-    if isinstance(errors, Mapping):
+    if isinstance(errors, np.ndarray):
+        if errors.shape != (len(joined), 3):
+            raise ProfileError(f"error_ns has the shape {errors.shape}, expected {(len(joined), 3)}: a row per span")
+        for name, values in zip(("row_error", "row_least", "row_walk"), errors[first].T, strict=True):
+            columns[name] = Column(np.nan_to_num(values).astype(np.float32))
+    elif isinstance(errors, Mapping):
         columns["row_error"] = Column(np.array([float(errors.get(w, 0.0)) for w in worker[first].tolist()], np.float32))
     elif errors is not None:
         meta["error_ns"] = float(errors)
@@ -275,6 +280,9 @@ def difference(a: pd.DataFrame, b: pd.DataFrame, error_ns: object = None) -> Any
     other: a class of DIFFERENCE; None for what is no work. The same is the same task in the same recorded iteration."""
     import pandas as pd
 
+    if isinstance(error_ns, np.ndarray):
+        known = error_ns[np.isfinite(error_ns[:, 0]), 0]
+        error_ns = float(np.median(known)) if len(known) else None
     errors = error_ns if isinstance(error_ns, Mapping) else {0: error_ns}
     within = max([float(e) for e in errors.values() if isinstance(e, int | float)], default=0.0)
     keys = ["rank", "step", "task", "phase", "turn"]
@@ -466,7 +474,7 @@ def timeline(
     names: Sequence[str] = ("this", "other"),
     bounds: Mapping[str, float] | None = None,
     other_bounds: Mapping[str, float] | None = None,
-    error_ns: float | Mapping[int, float] | None = None,
+    error_ns: float | Mapping[int, float] | NDArray[np.float64] | None = None,
     classes: Mapping[str, object] | None = None,
     height: int | None = None,
     place: str = "SM",
@@ -479,10 +487,11 @@ def timeline(
     its own earliest span, and `color="difference"` tells where the work of one took longer.
 
     `bounds` are vertical lines, nanoseconds from the earliest span, and `other_bounds` those of `other`; `error_ns` is the
-    clock's error, one number or one per worker; `classes` adds ways to colour: a name and one value per span (at most 200
-    different ones); `place` says what the column `sm` counts; `workers` names workers by number; `ready_ns` when the task
-    of each span of execution was ready (NaN: not known), which draws how many tasks were ready and not begun; `notes` are
-    sentences above the picture. ProfileError for columns that lack or do not fit.
+    clock's error, one number, one per worker, or an array with a row per span, that of its lane in `accuracy.per_lane`;
+    `classes` adds ways to colour: a name and one value per span (at most 200 different ones); `place` says what the column
+    `sm` counts; `workers` names workers by number; `ready_ns` when the task of each span of execution was ready (NaN: not
+    known), which draws how many tasks were ready and not begun; `notes` are sentences above the picture. ProfileError for
+    columns that lack or do not fit.
     """
     extra = dict(classes or {})
     known = [*MODES, *extra, *(["difference"] if other is not None else [])]

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from lanes import LaneClock
 from schedules import Op, Run, make
 from synthetic import MadeTasks, make_spans, make_tasks
 
+from mpklab import frames
+from mpklab.frames import accuracy
 from mpklab.widgets.operator_graph import graph_view
 from mpklab.widgets.recording import profile_dag, profile_timeline
 from mpklab.widgets.studio import Studio
@@ -597,3 +600,28 @@ def test_forced_colours_keep_shapes_apart(show: Any) -> None:
     page.page.locator(".mpk-key").first.click()
     page.settle()
     assert page.page.locator(".mpk-key[aria-pressed='true']").count() == 1
+
+
+def test_each_lane_tells_how_far_its_own_clock_may_be_off(show: Any) -> None:
+    ops = [Op("a", tiles=2)]
+    queues = [[[Run("a", 0, 900 + 7 * i)], [Run("a", 1, 400)]] for i in range(5)]
+    rates = {0: LaneClock(0, 1.0, tick_ns=1), 1: LaneClock(1000, 1.7, tick_ns=200)}
+    profile = make(ops, queues, clocks=rates)
+    page, spans = show(profile_timeline(profile)), frames.spans(profile)
+    told = page.run("mpk.spans.bands.flatMap((b) => b.lanes[0].rows.map((r) => [b.worker, r.error, r.least, r.walk]))")
+    bars = accuracy.per_lane(profile)
+    assert {row[0] for row in told} == {0, 1}
+    for worker, *stated in told:
+        assert stated == pytest.approx(bars[worker * profile.lanes_per_worker], rel=1e-6)
+    i, x, y = middle_of_span(page)
+    page.page.mouse.move(x, y)
+    page.settle()
+    worker, begin = page.run(
+        f"((row) => [row.lane.band.worker, mpk.spans.begin[{i}]])(mpk.spans.rows.find((r) => r.lo <= {i} && {i} < r.hi))"
+    )
+    since = spans["begin_ns"] - spans["begin_ns"].min()
+    span = spans[(spans["worker"] == worker) & (since == begin) & (spans["phase"] == "execute")].iloc[0]
+    far = bars[worker * profile.lanes_per_worker, 0]
+    said = page.page.locator(".mpk-tip").inner_text()
+    assert f"took {span['dur_ns']:,} ns ± {max(1, round(span['error_ns'])):,} ns" in said
+    assert f"to {begin + span['dur_ns']:,.0f} ns ± {max(1, round(far)):,} ns" in said

@@ -23,12 +23,13 @@ export function readSpans(meta, columns) {
     const group = columns.row_group[r], worker = columns.row_worker[r], role = meta.roles[columns.row_role[r]];
     let band = bands[bands.length - 1];
     if (!band || band.group !== group || band.worker !== worker) {
-      band = { group, worker, sm: columns.row_sm[r], error: columns.row_error?.[r] ?? meta.error_ns ?? 0, lanes: [] };
+      band = { group, worker, sm: columns.row_sm[r], lanes: [] };
       bands.push(band);
     }
     let lane = band.lanes[band.lanes.length - 1];
     if (!lane || lane.role !== role) band.lanes.push((lane = { role, rows: [], band }));
-    const row = { lo, hi, depth: columns.row_depth[r], lane };
+    const error = columns.row_error?.[r] ?? meta.error_ns ?? 0; // of its times against other lanes'
+    const row = { lo, hi, depth: columns.row_depth[r], lane, error, least: columns.row_least?.[r], walk: columns.row_walk?.[r] };
     lane.rows.push(row);
     rows.push(row);
   }
@@ -46,6 +47,9 @@ export function readSpans(meta, columns) {
   const truncated = new Set(columns.truncated);
   return { n, begin, end, task, op, event, truncated, iteration: columns.iteration, phase: columns.phase, ready: columns.ready, bands, rows };
 }
+
+/** The error bar of a duration in a row, both of whose ends one clock stamped: as frames/accuracy.py has it. */
+const errorOf = (row, ns) => row.least === undefined ? row.error : Math.min(Math.sqrt(row.least ** 2 + row.walk ** 2 * ns), row.error);
 
 /** Index of the span of a row that holds time t, or the nearest one at most `slack` away; -1 if none. */
 export function findSpan(spans, row, t, slack) {
@@ -439,7 +443,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
           context.lineWidth = 1;
         });
       }
-      const shown = cursor ?? (hover?.i >= 0 ? hover : null), error = shown ? shown.row.lane.band.error * plot.perNs : 0;
+      const shown = cursor ?? (hover?.i >= 0 ? hover : null), error = shown ? shown.row.error * plot.perNs : 0;
       if (error >= 1.5) eachPlaced(plot, (row) => (row === shown.row ? [shown.i] : null), (i, x, w, y, h) => errorBars(x, w, y + h / 2, error));
     });
   }
@@ -749,7 +753,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
   function linesFor({ i, row }) {
     const band = row.lane.band, who = `${groups.length > 1 ? groups[band.group] + " · " : ""}worker ${band.worker}${meta.worker_names?.[band.worker] ? ` (${clip(meta.worker_names[band.worker], 80)})` : ""}${band.sm >= 0 ? ` · ${meta.place} ${band.sm}` : ""} · ${row.lane.role} lane`;
     if (i < 0) return ["nothing recorded", who];
-    const error = band.error ? ` ± ${exactNs(band.error)}` : "";
+    const bar = (error) => error ? ` ± ${exactNs(Math.max(1, error))}` : "", took = spans.end[i] - spans.begin[i];
     const lines = [`${phaseName(i)}${opName(i) ? " · " + clip(opName(i), 120) : ""}`];
     const op = spans.op[i] >= 0 ? meta.ops[spans.op[i]] : null;
     const ids = [];
@@ -761,7 +765,7 @@ export function mountTimeline(el, meta, columns, host = {}) {
     if (ids.length) lines.push(ids.join(" · "));
     if (spans.ready?.[i]) lines.push(`was ready ${exactNs(spans.ready[i])} before it began`);
     if (colour.mode && !["kind", "phase", "layer", "operator"].includes(colour.mode)) lines.push(`${colour.mode}: ${colour.classes[colour.of[i]].name}`);
-    lines.push(`took ${exactNs(spans.end[i] - spans.begin[i])}${error}`, `from ${exactNs(spans.begin[i])} to ${exactNs(spans.end[i])}${error}`, who);
+    lines.push(`took ${exactNs(took)}${bar(errorOf(row, took))}`, `from ${exactNs(spans.begin[i])} to ${exactNs(spans.end[i])}${bar(row.error)}`, who);
     if (spans.truncated.has(i)) lines.push("cut short: its end was not recorded");
     return lines;
   }
