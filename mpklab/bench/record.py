@@ -68,10 +68,9 @@ def main(args: argparse.Namespace) -> int:
         records, ns = counts[level]
         each = (np.median(recorded) - np.median(without)) * 1e6 / max(1.0, records)
         same = all(torch.equal(logits[level, recording].view(torch.int32), plain) for recording in (False, True))
-        rows.append(
-            [level, f"{np.median(recorded):.4f}", _added(recorded, ms_of[0, False]), _added(recorded, without), f"{ns / (base * 1e6):+.2%}" if ns else "–",
-             f"{records:.0f}", f"{each:.0f}", "identical" if same else "DIFFER"]
-        )  # fmt: skip
+        row = [level, f"{np.median(recorded):.4f}", _added(recorded, ms_of[0, False]), _added(recorded, without)]
+        row += [f"{ns / (base * 1e6):+.2%}" if ns else "–", f"{records:.0f}", f"{each:.0f}"]
+        rows.append([*row, "identical" if same else "DIFFER"])
     headers = ["level", "ms a step", "adds, 95 %", "its records", "counted", "records", "ns each", "outputs"]
     show(f"{args.model} on {machine.name}, {args.rounds} rounds of {args.steps} steps", headers, rows, made)
     return 0
