@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
+import numpy as np
 import pytest
 from lanes import Span, encode
 from schedules import Op, Run, make
 
-from mpklab.analysis import bubbles, explain
+import mpklab as mk
+from mpklab.analysis import bubbles, explain, findings, what_if
 from mpklab.analysis.findings import say_ns
+from mpklab.errors import ProfileError
 from mpklab.frames.tables import family
 from mpklab.profile import Profile
+from mpklab.simulator import predict
 
 W = 8
 
@@ -73,6 +80,66 @@ def test_costs_are_counted_once():
     whole = bubbles(profile, "all").iloc[0]
     idle = whole[[c for c in whole.index if c not in ("workers", "execute", "gather", "makespan_ns")]]
     assert table["cost_ns"].sum() == idle.sum()
+
+
+def test_tasks_that_lay_in_a_pool_are_named_and_queues_advised():
+    model = mk.models.random("qwen3-0.6b", weights=False)
+    tasks = mk.lower(model.decode_graph(batch=1, context=256, layers=2), mk.Machine.named("h200"))
+    profile = predict(mk.assign(tasks, mode="dynamic"), iterations=2).to_profile()
+    table = explain(profile, top=50)
+    row, whole = table.iloc[0], bubbles(profile, "all").iloc[0]
+    assert row["kind"] == "handout" and row["finding"].startswith(
+        f"Tasks lay ready for {say_ns(whole['ready_elsewhere'])}"
+    )
+    assert row["cost_ns"] == whole["ready_elsewhere"] + whole["starved"]
+    assert row["tasks"] and row["gain_ns"] == what_if(profile, mode="static")["gain_ns"].iloc[2] > 0
+    assert "Making queues beforehand is predicted to save" in row["finding"]
+    assert "waits" not in table["kind"].tolist()  # nobody in particular is waited for
+
+
+def test_what_is_at_the_memorys_limit_is_not_advised_to_be_twice_as_fast():
+    # Both tasks of `a` bring 1 KB in 1000 ns while the worker of b waits for the longer one.
+    def waits(bandwidth_gbps):
+        ops = [Op("a", 2), Op("b", 2, after=("a",))]
+        queues = [[[Run("a", w, 1000 - 400 * w), Run("b", w, 10)] for w in range(2)]]
+        profile = make(ops, queues, bytes_per_task=1000.0, meta={"bandwidth_gbps": bandwidth_gbps})
+        return explain(profile, top=50).set_index("kind").loc["waits"]
+
+    slow, some, limit = waits(20.0), waits(2.5), waits(2.1)
+    assert slow["remedy"] == "Making it twice as fast" and slow["gain_ns"] == 500
+    assert "memory's bandwidth" in some["remedy"] and some["gain_ns"] == pytest.approx(200, abs=2)
+    assert limit["remedy"] == "" and np.isnan(limit["gain_ns"])
+    assert "at 95 % of the memory's bandwidth already." in limit["finding"]
+
+
+def test_no_finding_advises_what_it_cannot_name():
+    ops = [Op("a"), Op("b")]
+    profile = make(ops, [[[Run("a", 0, 100)], [Run("b", 0, 10)]]], level=1)
+    for row in explain(profile, top=50).itertuples():
+        assert row.tasks or not row.remedy
+
+
+def test_where_the_replay_is_off_it_is_said():
+    ops = [Op("a", W), Op("b", W, after=("a",))]
+    queues = [[[Run("a", w, 100 + 50 * w), Run("b", w, 100)] for w in range(W)]]
+    tables = {level: explain(make(ops, queues, latency=900, level=level)) for level in (1, 2)}
+    assert tables[1]["gain_ns"].isna().all() and tables[2]["gain_ns"].notna().any()
+    said = {level: table["finding"].str.contains("not predicted").tolist() for level, table in tables.items()}
+    assert said[1][0] and "record level 2" in tables[1]["finding"].iloc[0]
+    assert not any(said[1][1:]) and not any(said[2])
+
+
+@pytest.mark.parametrize("top", [0, -3, 2.5, True])
+def test_how_many_findings_is_a_count(top):
+    with pytest.raises(ProfileError, match="from 1"):
+        explain(run(chain(), lambda op, w: 1000), top=top)
+
+
+def test_the_docstring_names_the_kinds_there_are():
+    source = inspect.getsource(findings)
+    made = set(re.findall(r'Finding\(\s*"(\w+)"', source)) | set(re.findall(r'\("(\w+)", lambda c: f"', source))
+    named = re.search(r"kind: ([\w, ]+)", explain.__doc__).group(1)
+    assert {name.strip() for name in named.split(",")} == made
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from lanes import LaneClock
 from schedules import Op, Run, make
 
 from mpklab.analysis import blame, bubbles, waits
-from mpklab.analysis.idle import NAMES, pieces
+from mpklab.analysis.idle import CLASSES, NAMES, pieces
 from mpklab.errors import ProfileError
 
 
@@ -59,6 +59,7 @@ def test_ready_tasks_in_other_queues_are_told_from_none():
     queues = [[[Run("a", 0, 100), Run("b", 0, 20)], [Run("x", 0, 10)], [Run("n", 0, 40), Run("e", 0, 5)]]]
     row = rows(make(ops, queues)).loc[1]
     assert nonzero(row) == {"ready_elsewhere": 40, "starved": 60, "producer": 20, "execute": 10}
+    assert CLASSES["ready_elsewhere"] == "a ready task lies elsewhere: in another queue, or not handed out yet"
 
 
 def test_who_ends_after_a_wait_by_words_was_not_waited_for():

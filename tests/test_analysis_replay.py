@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,10 +14,12 @@ from schedules import Op, Run, make
 from test_analysis_findings import chain, run
 from test_analysis_idle import random_schedule
 
+import mpklab as mk
 from mpklab.analysis import explain, what_if
-from mpklab.analysis.replay import FEW_LOOKS, _past, _quickest, measured
+from mpklab.analysis.replay import FEW_LOOKS, OFF, STATIC, _moved, _past, _quickest, flat, measured, program
 from mpklab.errors import ProfileError
 from mpklab.profile import Profile
+from mpklab.simulator import predict
 
 OPS = [Op("layer0.a"), Op("n"), Op("layer0.b", after=("layer0.a",))]
 QUEUES = [[[Run("layer0.a", 0, 100)], [Run("n", 0, 30), Run("layer0.b", 0, 50)]]]
@@ -66,11 +70,82 @@ def test_pages_always_there_takes_what_level_three_saw():
         ({"workers": 0}, "count from 1"),
         ({"policy": "zigzag"}, "recipe"),
         ({"queues": [[0], [1]]}, "cannot be replayed"),
+        ({"mode": "hybrid"}, "static"),
+        ({"handoff_ns": -1}, "handoff_ns: expected a time in ns from 0, found -1"),
+        ({"handoff_ns": "fast"}, "found 'fast'"),
+        ({"handoff_ns": float("nan")}, "found nan"),
+        ({"handoff_ns": True}, "found True"),
+        ({"faster": ["a"]}, "faster: expected factors by operator"),
+        ({"faster": "a"}, "faster: expected factors by operator"),
     ],
 )
 def test_what_cannot_be_asked_is_said(options, words):
     with pytest.raises(ProfileError, match=words):
         what_if(make(OPS, QUEUES), **options)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    model = mk.models.random("qwen3-0.6b", weights=False)
+    return mk.lower(model.decode_graph(batch=1, context=256, layers=2), mk.Machine.named("h200"))
+
+
+@pytest.fixture(scope="module")
+def pooled(tasks):
+    return predict(mk.assign(tasks, mode="dynamic"), iterations=3).to_profile()
+
+
+def test_queues_are_predicted_from_a_pool(tasks, pooled):
+    queues = predict(mk.assign(tasks), iterations=3)
+    table = what_if(pooled, mode="static")
+    assert table["change"].iloc[2] == "static mode" and table["error"].iloc[2] == OFF["static"]
+    assert table["makespan_ns"].iloc[2] == pytest.approx(queues.makespan_ns, rel=0.02)  # `assign`'s own choice
+    table = what_if(pooled, policy="zigzag")
+    assert table["change"].iloc[2] == "policy zigzag, static mode" and table["error"].iloc[2] == OFF["static"]
+    assert last(table) == pytest.approx(last(what_if(queues.to_profile(), policy="zigzag")), rel=0.02)
+    single = what_if(pooled, top=0).set_index("change")
+    assert single.loc[STATIC, "gain_ns"] > 0 and single.loc[STATIC, "error"] == OFF["static"]
+
+
+def test_a_pool_stays_one_with_fewer_workers(pooled):
+    table = what_if(pooled, workers=66)
+    assert table["change"].iloc[2] == "66 workers" and table["gain_ns"].iloc[2] < 0 and np.isnan(table["error"].iloc[2])
+    m = measured(pooled)
+    made = program(m, None, 66, None, None)
+    assert made.pooled.all() and made.n_workers == 66 and made.handout == m.program.handout
+    assert not program(m, None, 66, "static", None).pooled.any()
+    assert not program(m, "zigzag", 66, None, None).pooled.any()
+
+
+def test_hand_offs_to_queues_are_the_machines_where_a_pool_shows_none(tasks, pooled):
+    m = measured(pooled)
+    m = replace(m, costs=flat(m.costs, 0.0))  # whoever is handed a task finds its events there
+    work, costs = _moved(m, program(m, None, None, "static", None))
+    assert costs.handoff_ns["counter"] == tasks.machine.handoff_s * 1e9 > 0
+    assert np.median(work.signal) == pytest.approx(np.median(m.work.signal) - m.costs.pool_signal_ns, abs=2)
+    assert _moved(m, program(m, None, 66, None, None)) == (m.work, m.costs)
+
+
+def test_a_pool_beside_queues_is_not_guessed_at(tasks):
+    schedule = mk.assign(tasks, mode="hybrid", dynamic=("attention",))
+    m = measured(predict(schedule, iterations=2).to_profile())
+    with pytest.raises(ProfileError, match="part of the tasks"):
+        program(m, None, 66, None, None)
+    assert not program(m, None, None, "static", None).pooled.any()
+
+
+def test_a_pool_without_a_recipe_says_so():
+    profile = make(OPS, QUEUES, dynamic=True)
+    with pytest.raises(ProfileError, match="no recipe"):
+        what_if(profile, mode="static")
+    assert STATIC not in what_if(profile)["change"].tolist()
+
+
+def test_a_gpus_pool_foretells_its_queues_as_far_as_it_says():
+    """0.6B's dynamic step was 3.012 times the static one on an H200 (profiles/LOG.md)."""
+    table = what_if(mk.recording("h200-qwen3-0.6b-dynamic"), mode="static")
+    ratio = table["makespan_ns"].iloc[1] / table["makespan_ns"].iloc[2]
+    assert abs(3.012 / ratio - 1) <= table["error"].iloc[2]
 
 
 def test_a_look_takes_what_it_takes_when_nothing_holds_it_up():

@@ -12,10 +12,13 @@ import pandas as pd
 from mpklab import abi
 from mpklab.analysis.handoffs import waits
 from mpklab.analysis.idle import CLASSES, Pieces, pieces
+from mpklab.analysis.limits import positive
 from mpklab.analysis.load import imbalance
+from mpklab.analysis.observed import ALWAYS, observe
+from mpklab.analysis.rates import roofline
 from mpklab.analysis.replay import Measured, flat, measured, prefetched, replayed, scaled
-from mpklab.errors import MpkError
-from mpklab.frames import decode, health, records, residual
+from mpklab.errors import MpkError, ProfileError
+from mpklab.frames import NEVER, decode, health, records, residual
 from mpklab.frames.tables import family
 from mpklab.profile import Profile
 
@@ -24,6 +27,7 @@ WAITING = ("producer", "blocked", "starved", "ready_elsewhere", "latency")
 SLOW = 1.15  # a worker is slow when its tiles take this many times the median of their operators
 MANY_TASKS = 50_000  # beyond this many, replays take seconds
 TRUSTED = 0.2  # a replay further off than this share predicts nothing
+AT_LIMIT = 0.9  # of the memory's bandwidth: little makes an operator there faster
 FEW = 0.5  # an operator has few tiles when they leave half of the workers or more without one
 
 
@@ -42,27 +46,35 @@ class Finding:
 def explain(profile: Profile, top: int = 5, gains: bool | None = None) -> pd.DataFrame:
     """The `top` findings that cost most worker time, largest first.
 
-    kind: slow_worker, few_tiles, waits, handoff, order, uneven_tail, late_pages, fetch, ramp, recording, lost · finding:
-    a sentence · cost_ns: worker time lost to it · share: of all worker time · tasks: ids it rests on (the most costly,
-    at most 32) · remedy, gain_ns: what would help, and by how much the recorded iterations would be shorter for it as
-    `what_if` predicts (NaN where it cannot; `gains=False` leaves it out, the default for very large recordings) ·
-    error_ns: how far the replay of the recording as it is misses it; the sentence states no gain that is smaller.
+    kind: slow_worker, few_tiles, late_pages, order, handoff, handout, waits, ramp, fetch, recording, remote, lost (handout:
+    tasks that are handed out at run time lay ready before a worker had them) · finding: a sentence · cost_ns: worker time
+    lost to it · share: of all worker time · tasks: ids it rests on (the most costly, at most 32) · remedy, gain_ns: what
+    would help, and by how much the recorded iterations would be shorter for it as `what_if` predicts (NaN where it
+    cannot; `gains=False` leaves it out, the default for very large recordings) · error_ns: how far the replay of the
+    recording as it is misses it; the sentence states no gain that is smaller, and where it misses by more than a fifth
+    the first one says that nothing is predicted.
     No worker time counts for two findings: the more specific cause takes it. A sentence says ± what the clocks may have
-    added to all that it sums up, where that shows.
+    added to all that it sums up, where that shows. ProfileError for a `top` below 1.
     """
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise ProfileError(f"explain: top is how many findings to give, from 1, not {top!r}")
     p = pieces(profile)
     total = max(1, int(p.ns.sum()))
     found: list[Finding] = []
     free = np.isin(p.kind, [_CODE[c] for c in WAITING])
-    for look in (_slow_workers, _few_tiles, _late_pages, _order, _handoffs, _waits):
+    for look in (_slow_workers, _few_tiles, _late_pages, _order, _handoffs, _handouts, _waits):
         free = look(profile, p, free, total, found)
     found += _rest(profile, p, total)
     found = sorted((f for f in found if f.cost_ns > 0), key=lambda f: -f.cost_ns)[:top]
     gain, error = _gains(profile, found, gains)
+    sentences = [_with_gain(f, g, error, p.makespan_ns) for f, g in zip(found, gain, strict=True)]
+    if not np.isnan(error) and error > TRUSTED * p.makespan_ns:
+        better = ", so record level 2, which has the waits" if profile.level < 2 else ""
+        sentences[0] += f" What a remedy saves is not predicted: the replay is {say_ns(error)} off{better}."
     return pd.DataFrame(
         {
             "kind": [f.kind for f in found],
-            "finding": [_with_gain(f, g, error, p.makespan_ns) for f, g in zip(found, gain, strict=True)],
+            "finding": sentences,
             "cost_ns": np.array([f.cost_ns for f in found], np.int64),
             "share": [f.cost_ns / total for f in found],
             "tasks": [list(f.tasks) for f in found],
@@ -84,7 +96,7 @@ def _gains(profile: Profile, found: list[Finding], wanted: bool | None) -> tuple
     except MpkError:  # what is incomplete is not replayed
         return gain, float("nan")
     error = abs(base - m.makespan_ns)
-    if error > TRUSTED * m.makespan_ns:
+    if error > TRUSTED * pieces(profile).makespan_ns:
         return gain, error
     for i, f in enumerate(found):
         if f.replay is not None:
@@ -279,10 +291,46 @@ def _handoffs(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: li
     return free & ~late
 
 
+def _handouts(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[Finding]) -> np.ndarray:
+    """Tasks of a pool that were ready before anybody had them, and what else nobody is to be blamed for."""
+    pooled = profile.tasks["worker"] < 0
+    taken = free & (p.cause < 0)
+    lay = taken & (p.kind == _CODE["ready_elsewhere"])
+    if not (pooled.any() and lay.any()):
+        return free
+    ready, nothing = int(p.ns[lay].sum()), int(p.ns[taken & ~lay].sum())
+    late = np.zeros(profile.n_tasks)
+    for seen in observe(profile):
+        some = pooled & (seen.issue != NEVER) & (seen.ready != ALWAYS) & (seen.ready < seen.issue)
+        late += np.where(some, seen.issue - np.where(some, seen.ready, 0), 0).sum(0)
+    more = f"; for {say_ns(nothing)} more none was ready" if nothing else ""
+    out.append(
+        Finding(
+            "handout",
+            f"Tasks lay ready for {_said(profile, ready, int(lay.sum()))} of worker time before a worker had "
+            f"them{more}: {_share(ready + nothing, total)}.",
+            ready + nothing,
+            _costly(np.flatnonzero(late), late[late > 0]),
+            "Making queues beforehand",
+            lambda m: replayed(m, mode="static"),
+        )
+    )
+    return free & ~taken
+
+
+def _shares(profile: Profile) -> dict[str, float]:
+    """Per operator, layers together: what its bytes reach of the memory's bandwidth; empty where that is not known."""
+    rates = roofline(profile)
+    by = rates.groupby(rates["op"].map(lambda name: family(str(name))))[["bytes", "span_ns"]].sum()
+    gbps = positive(profile.meta.get("bandwidth_gbps")) * profile.n_ranks
+    return {str(n): float(b / ns / gbps) for n, b, ns in by[by["span_ns"] > 0].itertuples()} if gbps else {}
+
+
 def _waits(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[Finding]) -> np.ndarray:
     """What is left of waiting, by the operator that was waited for."""
     names, of_task = _families(profile)
     cause = of_task[_known(profile, p.cause)]
+    shares = _shares(profile)
     for f in np.unique(cause[free]):
         mine = free & (cause == f)
         cost = int(p.ns[mine].sum())
@@ -299,10 +347,16 @@ def _waits(profile: Profile, p: Pieces, free: np.ndarray, total: int, out: list[
                 f"Workers wait {_said(profile, cost, int(mine.sum()))} for {names[int(f)]}{where}, {_share(cost, total)}; for "
                 f"{percent} % of that it was running{rest}."
             )
-        twice = None if f < 0 else _scaling(np.where(of_task[:-1] == f, 0.5, 1.0))
-        out.append(
-            Finding("waits", sentence, cost, _costly(p.cause[mine], p.ns[mine]), "Making it twice as fast", twice)
-        )
+        share = shares.get(names[int(f)], 0.0) if f >= 0 else 0.0
+        remedy = "Making it twice as fast" if f >= 0 else ""
+        if share >= AT_LIMIT:
+            sentence = f"{sentence[:-1]}; its bytes come at {100 * share:.0f} % of the memory's bandwidth already."
+            remedy = ""
+        elif share > 0.5:
+            remedy = "Bringing its bytes in at the memory's bandwidth"
+        replay = _scaling(np.where(of_task[:-1] == f, max(0.5, share), 1.0))
+        told = _costly(p.cause[mine], p.ns[mine])
+        out.append(Finding("waits", sentence, cost, told, remedy, replay if remedy else None))
     return free & False
 
 

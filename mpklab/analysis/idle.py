@@ -23,7 +23,7 @@ CLASSES = {
     "producer": "a wait while the last producer still runs",
     "latency": "the last producer is done; its signal is not seen yet",
     "blocked": "a wait at the queue's head though a later task of the same queue is ready",
-    "ready_elsewhere": "nothing to do here though a ready task lies in another queue",
+    "ready_elsewhere": "a ready task lies elsewhere: in another queue, or not handed out yet",
     "starved": "nothing to do here, no ready task anywhere, the awaited producer not started",
     "remote": "a wait for another device",
     "fetch": "on to the next task: its descriptor is read and decoded",

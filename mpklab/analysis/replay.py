@@ -7,6 +7,7 @@ measured waits; what it makes of the measured schedule itself tells how far its 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -25,16 +26,17 @@ from mpklab.errors import MpkError, ProfileError, suggest
 from mpklab.frames import NEVER, decode, records
 from mpklab.frames.tables import family
 from mpklab.profile import Profile
-from mpklab.schedule import Schedule, assign
+from mpklab.schedule import POLICIES, Schedule, assign
 from mpklab.simulator import Costs, Program, Work, loads, run
 from mpklab.tasks.handoffs import choose_handoffs
 
 MAX_INSTANCES = 200_000  # tasks × iterations that one replay walks through
 MAX_WAITS = 20_000  # more are thinned out
-DYNAMIC = "dynamic mode"
+DYNAMIC, STATIC = "dynamic mode", "static mode"
 # By how much predictions were off at most that were run afterwards, by what they change (six models on H200s,
-# profiles/LOG.md); what a change of hand-offs does was never recorded on both sides.
-OFF = {"policy": 0.08, "workers": 0.04, "mode": 0.04, "tiles": 0.05, "handoff": 0.03}
+# profiles/LOG.md); what a change of hand-offs does was never recorded on both sides. static: queues, from a recording of
+# a pool; what recording costs is a larger part of them, and is left in.
+OFF = {"policy": 0.08, "workers": 0.04, "mode": 0.04, "static": 0.18, "tiles": 0.05, "handoff": 0.03}
 HANDED_OVER = 0.8  # an event that happened so many hand-offs ago is seen at the first look
 FEW_LOOKS = 100  # of fewer the middle may be that of a few tasks which something held up
 
@@ -245,22 +247,26 @@ def what_if(
     top: int = 8,
 ) -> pd.DataFrame:
     """How long the recorded iterations would have taken. All changes that are given apply together; without any, a table
-    of single ones: hand-offs for free, pages always there, tasks handed out at run time, and each operator (layers
-    together) twice as fast, largest gain first.
+    of single ones: hand-offs for free, pages always there, tasks handed out at run time (or, where they were, put into
+    queues), and each operator (layers together) twice as fast, largest gain first.
 
-    policy: a name of `mk.schedule.POLICIES` or a function (needs the profile's recipe) · workers: how many · mode:
-    "dynamic" or "static" · queues: task ids per worker, or a table with worker, position and task · tiles: other tile sizes,
-    by operator or kind as `lower` takes them (with a policy's name or workers alone) · faster: how many
-    times faster, by operator name, kind, or name without layer · handoff_ns: every hand-off takes this long · handoff:
-    "counter" or "data", how outputs are handed over where they can be, as `lower` takes it (needs the recipe) · prefetch:
-    no consumer ever waits for a page (needs level 3).
+    policy: a name of `mk.schedule.POLICIES` or a function (needs the profile's recipe); where tasks were handed out at run
+    time it means static queues, unless mode="dynamic" is given too · workers: how many; tasks that were all handed out
+    still are · mode: "dynamic" or "static", which makes queues by the recorded policy, or by `assign`'s default where
+    that is none of `mk.schedule.POLICIES` (needs the recipe) · queues: task ids per worker, or a table with worker,
+    position and task · tiles: other tile sizes, by operator or kind as `lower` takes them (with a policy's name or workers
+    alone) · faster: how many times faster, by operator name, kind, or name without layer · handoff_ns: every hand-off
+    takes this long · handoff: "counter" or "data", how outputs are handed over where they can be, as `lower` takes it
+    (needs the recipe) · prefetch: no consumer ever waits for a page (needs level 3).
     change · makespan_ns · gain_ns: against the replay of the recorded schedule · gain: as a share of it · error: how far,
     as a share too, such predictions were off at most when they were run on a GPU, and no less than the replay itself is;
     NaN where none was run. The first two rows are the measurement itself and that replay; the second's gain is how far
     it is off, its own error. What a recording itself costs is part of all: ask recordings of level 2 rather than 3, where
     a short step is a tenth longer than without. A kind of hand-off that the recording does not show takes as many times
-    what the other does as the machine's figures say; how words keep those busy who poll them is not modelled.
+    what the other does as the machine's figures say, and what it says itself where a pool alone was recorded; how words
+    keep those busy who poll them is not modelled. ProfileError for what cannot be asked of this recording.
     """
+    _check(handoff_ns, faster)
     m = measured(profile)
     base = m.run()
     rows: list[tuple[str, float, float]] = [
@@ -270,6 +276,7 @@ def what_if(
     asked = [policy is not None or workers is not None or mode is not None or queues is not None]
     asked += [faster is not None, handoff_ns is not None, prefetch]
     asked[0] |= handoff is not None
+    unpooled = False
     if tiles and (mode is not None or queues is not None or handoff or any(asked[1:]) or callable(policy)):
         raise ProfileError("tiles can be changed together with a policy's name or the number of workers alone")
     if tiles or any(asked):
@@ -277,15 +284,17 @@ def what_if(
             made = cut(m, tiles, str(policy) if policy else None, workers).run()
         else:
             chosen = program(m, policy, workers, mode, queues, handoff) if asked[0] else m.program
-            work = _faster(m, _signalling(m, chosen), faster or {})
+            unpooled = bool(m.program.pooled.any() and not chosen.pooled.any())
+            work, costs = _moved(m, chosen)
+            work = _faster(m, work, faster or {})
             work = prefetched(m, work) if prefetch else work
-            costs = m.costs if handoff_ns is None else flat(m.costs, float(handoff_ns))
+            costs = costs if handoff_ns is None else flat(costs, float(handoff_ns))
             made = m.run(chosen, work, costs, loads=not prefetch)
         said = [
             ", ".join(f"{name} in tiles of {size}" for name, size in (tiles or {}).items()),
             f"policy {getattr(policy, '__name__', policy)}" if policy is not None else "",
             f"{workers} workers" if workers is not None else "",
-            f"{mode} mode" if mode is not None else "",
+            f"{mode} mode" if mode is not None else STATIC if unpooled else "",
             "other queues" if queues is not None else "",
             *(f"{name} {factor:g}× faster" for name, factor in (faster or {}).items()),
             f"hand-offs of {handoff_ns:g} ns" if handoff_ns is not None else "",
@@ -299,11 +308,13 @@ def what_if(
     gain = np.array([r[2] for r in rows])
     share = gain / np.where(np.arange(len(rows)) <= 1, max(1.0, m.makespan_ns), max(1.0, base))
     changed = {"policy": policy, "workers": workers, "mode": mode, "tiles": tiles, "handoff": handoff}
-    unknown = queues is not None or any(asked[1:])
+    changed["static"] = unpooled or None
+    # Nobody has run a pool of fewer workers, or one in other queues, beside a recorded pool.
+    unknown = queues is not None or any(asked[1:]) or bool(m.program.pooled.any() and not unpooled)
     far = float("nan") if unknown else max([OFF[name] for name, value in changed.items() if value is not None] or [0])
     error = [float("nan"), abs(share[1])]
     for change in [r[0] for r in rows[2:]]:
-        most = far if tiles or any(asked) else OFF["mode"] if change == DYNAMIC else float("nan")
+        most = far if tiles or any(asked) else {DYNAMIC: OFF["mode"], STATIC: OFF["static"]}.get(change, float("nan"))
         error.append(max(most, error[1]) if most == most else most)
     return pd.DataFrame(
         {"change": [r[0] for r in rows], "makespan_ns": ns, "gain_ns": gain, "gain": share, "error": error}
@@ -316,6 +327,9 @@ def _single_changes(m: Measured, base: float, top: int) -> list[tuple[str, float
         runs.append(("pages always there", m.run(work=prefetched(m, m.work))))
     if (m.profile.tasks["worker"] >= 0).all():
         runs.append((DYNAMIC, replayed(m, mode="dynamic")))
+    else:
+        with suppress(ProfileError):  # without a recipe there is nothing to make queues from
+            runs.append((STATIC, replayed(m, mode="static")))
     spent: dict[str, float] = {}
     for o, ns in zip(m.profile.operators, _per_operator(m), strict=True):
         spent[family(str(o["name"]))] = spent.get(family(str(o["name"])), 0.0) + ns
@@ -328,15 +342,20 @@ def _single_changes(m: Measured, base: float, top: int) -> list[tuple[str, float
 def replayed(m: Measured, **changes: Any) -> float:
     """The makespan of the recorded tasks under another schedule; see `program`."""
     made = program(m, *(changes.get(name) for name in ("policy", "workers", "mode", "queues")))
-    return m.run(made, _signalling(m, made))
+    return m.run(made, *_moved(m, made))
 
 
-def _signalling(m: Measured, made: Program) -> Work:
-    """The measured work, with signals that take as long as they do where tasks are handed out, or are not."""
+def _moved(m: Measured, made: Program) -> tuple[Work, Costs]:
+    """The measured work and costs, with signals that take as long as they do where tasks are handed out, or are not. No
+    hand-off to a queue shows where all came from a pool: there the machine's figures stand for them."""
     change = int(made.pooled.any()) - int(m.program.pooled.any())
     if not change:
-        return m.work
-    return replace(m.work, signal=np.maximum(0.0, m.work.signal + change * m.costs.pool_signal_ns))
+        return m.work, m.costs
+    work = replace(m.work, signal=np.maximum(0.0, m.work.signal + change * m.costs.pool_signal_ns))
+    machine = recipe.machine_of(m.profile)
+    if not m.program.pooled.all() or made.pooled.any() or machine is None:
+        return work, m.costs
+    return work, replace(m.costs, handoff_ns={**Costs.of(machine).handoff_ns, "worker": 0.0})
 
 
 def _per_operator(m: Measured) -> np.ndarray:
@@ -348,6 +367,15 @@ def flat(costs: Costs, ns: float) -> Costs:
     """The same costs with every hand-off at one figure."""
     wait = min(costs.wait_ns, ns)
     return replace(costs, handoff_ns={"counter": ns, "data": ns, "worker": 0.0}, step_ns=ns, wait_ns=wait)
+
+
+def _check(handoff_ns: Any, faster: Any) -> None:
+    """Raises ProfileError for what no replay can be asked for."""
+    number = isinstance(handoff_ns, int | float) and not isinstance(handoff_ns, bool)
+    if handoff_ns is not None and not (number and np.isfinite(handoff_ns) and handoff_ns >= 0):
+        raise ProfileError(f"handoff_ns: expected a time in ns from 0, found {handoff_ns!r}")
+    if faster is not None and not isinstance(faster, Mapping):
+        raise ProfileError(f'faster: expected factors by operator, such as {{"attention": 2.0}}, found {faster!r}')
 
 
 def _faster(m: Measured, work: Work, faster: Mapping[str, float]) -> Work:
@@ -405,9 +433,10 @@ def program(
     queues: Sequence[Sequence[int]] | pd.DataFrame | None,
     handoff: str | None = None,
 ) -> Program:
-    """The recorded tasks under another schedule."""
+    """The recorded tasks under another schedule; see `what_if` for what a change means where a pool was recorded."""
     made = m.program
-    if handoff is not None and (mode == "dynamic" or made.pooled.any()):
+    pooled = bool(made.pooled.any())
+    if handoff is not None and (mode == "dynamic" or pooled):
         raise ProfileError("handoff: where tasks are handed out at run time every event is counted")
     if mode not in (None, "static", "dynamic"):
         raise ProfileError(f"mode: {suggest(str(mode), ('static', 'dynamic'))}")
@@ -427,14 +456,20 @@ def program(
                 count = max(count, max(lists, default=-1) + 1) if workers is None else count
                 queues = [lists.get(w, []) for w in range(count)]
             made = made.as_static(queues)
-        elif policy is not None or (workers is not None and mode != "dynamic"):
+        elif policy is not None or (mode == "static" if pooled else workers is not None and mode != "dynamic"):
             recorded = recorded or recipe.schedule_of(m.profile)
-            schedule = assign(recorded.tasks, policy=policy or recorded.policy, workers=count)
-            made = Program.of_schedule(schedule)
+            own = recorded.policy if not pooled or recorded.policy in POLICIES else None
+            made = Program.of_schedule(assign(recorded.tasks, policy=policy or own, workers=count))
+        elif workers is not None and mode is None:
+            if not made.pooled.all():
+                raise ProfileError(
+                    f"workers: part of the tasks were handed out at run time; say mode='static' or mode='dynamic' for {workers}"
+                )
+            made = made.as_dynamic(count, made.handout)
         if mode == "dynamic":
             # As `assign` has it: a loader takes a task while its worker computes.
-            ahead = made.handout if made.pooled.any() else replace(made.handout, pop_ahead=int(m.costs.ring_bytes > 0))
-            made = made.as_dynamic(count, ahead)
+            ahead = replace(made.handout, pop_ahead=int(m.costs.ring_bytes > 0))
+            made = made.as_dynamic(count, m.program.handout if pooled else ahead)
     except ProfileError:
         raise
     except MpkError as error:
