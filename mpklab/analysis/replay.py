@@ -35,7 +35,7 @@ MAX_WAITS = 20_000  # more are thinned out
 DYNAMIC, STATIC = "dynamic mode", "static mode"
 # By how much predictions were off at most that were run afterwards, by what they change (six models on H200s,
 # profiles/LOG.md); what a change of hand-offs does was never recorded on both sides. static: queues, from a recording of
-# a pool; what recording costs is a larger part of them, and is left in.
+# a pool, against runs without recording.
 OFF = {"policy": 0.08, "workers": 0.04, "mode": 0.04, "static": 0.18, "tiles": 0.05, "handoff": 0.03}
 HANDED_OVER = 0.8  # an event that happened so many hand-offs ago is seen at the first look
 FEW_LOOKS = 100  # of fewer the middle may be that of a few tasks which something held up
