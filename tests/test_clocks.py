@@ -13,6 +13,7 @@ from schedules import Op, Run, make
 
 from mpklab import abi, frames
 from mpklab.frames import accuracy, clocks
+from mpklab.profile import open_profile
 
 GROUPS, LANES, SPAN_NS = 3, 6, 2_000_000
 
@@ -195,9 +196,20 @@ def test_every_frame_tells_how_far_its_durations_may_be_off():
 
 
 def test_what_one_clock_told_at_one_time_is_off_alike():
-    error, part = np.array([3.0, 4.0, 3.0, 4.0]), np.array([0, 0, 1, 1])
-    assert accuracy.summed(error, part, np.array([7, 7, 7, 8]), 3).tolist() == [7, 5, 0]
-    assert accuracy.summed(error[:0], part[:0], part[:0], 2).tolist() == [0, 0]
+    profile = open_profile("h200-qwen3-8b")
+    curve = frames.decode(profile).fit.curve
+    a, b = np.nonzero(curve == curve[0])[0][:2]  # SMs of one counter
+    other = np.nonzero(curve != curve[0])[0][0]
+    error = np.array([3.0, 4.0] * 3)
+    part, lane = np.array([0, 0, 1, 1, 2, 2]), np.array([a, b, a, other, a, a])
+    assert accuracy.summed(profile, error, part, lane, 4) == pytest.approx([7, 5, 5, 0])
+    assert accuracy.summed(profile, error[:0], part[:0], lane[:0], 2).tolist() == [0, 0]
+    operators, tasks = frames.operators(profile), frames.tasks(profile)
+    squares = (tasks["error_ns"].astype(float) ** 2).groupby(tasks["op"].astype(str)).sum()
+    least = np.sqrt(squares.reindex(operators["op"]).to_numpy())
+    widest = np.bincount(curve).max() ** 0.5  # all SMs of a counter at once
+    assert (operators["error_ns"] >= 0.999 * least).all() and (operators["error_ns"] <= 1.001 * widest * least).all()
+    assert operators["error_ns"].sum() > 2 * least.sum()
 
 
 def test_a_lane_without_anchors_states_no_error():

@@ -153,6 +153,7 @@ def test_frames_as_files(tmp_path):
     assert table["dur_ns"].tolist() == frames.spans(small())["dur_ns"].tolist()
     pytest.importorskip("pyarrow")
     table = pd.read_parquet(export(small(), tmp_path / "x.parquet"))
+    assert table["error_ns"].tolist() == frames.spans(small())["error_ns"].tolist() and (table["error_ns"] > 0).all()
     assert table["phase"].tolist() == frames.spans(small())["phase"].tolist()
     assert len(list(tmp_path.iterdir())) == 2
 

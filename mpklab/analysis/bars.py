@@ -21,31 +21,20 @@ ONE_CLOCK = ("execute", "gather", "fetch", "signal", "recording", "unexplained")
 def of_bubbles(profile: Profile, by: str = "worker") -> pd.DataFrame:
     """Error bars, in ns, of every figure in `bubbles(profile, by)`: its rows and its columns from execute to makespan_ns.
 
-    Pieces of one operator and iteration by SMs of one counter are off alike, all others independently
-    (`accuracy.summed`); of time that is no operator's, the nth piece of each worker stands for one time. A worker's
-    makespan is one time between two clocks, and that of all the same for each.
+    Pieces at one time by SMs of one clock are off alike, all others independently (`accuracy.summed`). A worker's makespan
+    is one time between two clocks, and that of all the same for each.
     """
     table, p = bubbles(profile, by), pieces(profile)
     lane = p.worker.astype(np.int64) * profile.lanes_per_worker + COMPUTE
     inside = np.isin(p.kind, [NAMES.index(name) for name in ONE_CLOCK])
-    d = decode(profile)
-    one = np.where(inside, accuracy.error(profile, lane, p.ns), lane_error(d)[lane])
-    columns = operator_columns(profile, p.task.astype(np.int32))
+    one = np.where(inside, accuracy.error(profile, lane, p.ns), lane_error(decode(profile))[lane])
     row = _rows(profile, by, table)
-    when = pd.DataFrame({"clock": accuracy.counter(d)[lane], "iteration": p.iteration, "op": columns["op"].codes})
-    turn = (
-        pd.DataFrame({"worker": p.worker, "kind": p.kind, "op": when["op"]})
-        .groupby(["worker", "kind", "op"])
-        .cumcount()
-    )
-    when["turn"] = np.where(p.task < 0, turn, -1)
-    clock = when.groupby(list(when.columns), sort=False).ngroup().to_numpy(np.int64)
     n, k = len(table), len(NAMES)
     kept = row >= 0
-    squares = accuracy.summed(one[kept], row[kept] * k + p.kind[kept], clock[kept], n * k).reshape(n, k)
-    out = pd.DataFrame(squares, columns=list(NAMES), index=table.index)
+    sums = accuracy.summed(profile, one[kept], row[kept] * k + p.kind[kept], lane[kept], n * k).reshape(n, k)
+    out = pd.DataFrame(sums, columns=list(NAMES), index=table.index)
     whole = residual(profile) * (p.n_workers if by == "all" else 1)
-    out["makespan_ns"] = whole if by in ("all", "worker") else np.sqrt((squares**2).sum(1))
+    out["makespan_ns"] = whole if by in ("all", "worker") else np.sqrt((sums**2).sum(1))
     return out
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mpklab import abi
 from mpklab.frames import clocks
-from mpklab.frames.records import Decoded, decode
+from mpklab.frames.records import decode
 from mpklab.profile import Profile
 
 MAX_STAMPS = 20_000  # per counter, to weigh the gaps between its anchors by
@@ -94,23 +94,28 @@ def _lanes(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
     return found
 
 
-def summed(error_ns: np.ndarray, part: np.ndarray, clock: np.ndarray, n: int) -> np.ndarray:
-    """Error bars of sums of durations, one for each of 0 … n - 1 in `part`; `clock` says whose clock it was and when.
+def summed(profile: Profile, error_ns: np.ndarray, part: np.ndarray, lane: np.ndarray, n: int) -> np.ndarray:
+    """Error bars of sums of durations, one for each of 0 … n - 1 in `part`; `lane` says whose clock measured each.
 
-    Durations by one clock at one time, as those of SMs that share a counter, are off alike: their errors are added up.
-    All others are taken to be independent, as the steps of a random walk are: their errors are added in squares.
+    What lanes of one curve measured at one time, as SMs do that share a counter, is off alike: such errors are added up;
+    the nth duration of each lane in a part stands for one time. All others are taken to be independent, as the steps of a
+    random walk are: their errors are added in squares.
     """
     if not error_ns.size:
         return np.zeros(n)
-    order = np.lexsort((clock, part))
-    new = np.r_[True, (np.diff(part[order]) != 0) | (np.diff(clock[order]) != 0)]
-    first = np.nonzero(new)[0]
+    fit = decode(profile).fit
+    counter = np.where(fit.curve >= 0, fit.curve, len(fit.curves) + np.arange(fit.curve.size))
+    order = np.lexsort((lane, part))
+    first = _changes(part[order], lane[order])
+    turn = np.empty(part.size, np.int64)
+    turn[order] = np.arange(part.size) - np.repeat(first, np.diff(np.r_[first, part.size]))
+    order = np.lexsort((turn, counter[lane], part))
+    first = _changes(part[order], counter[lane][order], turn[order])
     alike = np.add.reduceat(error_ns[order], first)
     out: np.ndarray = np.sqrt(np.bincount(part[order[first]], weights=alike**2, minlength=n))
     return out
 
 
-def counter(d: Decoded) -> np.ndarray:
-    """Per lane, a number that lanes share whose times come from one curve, and no others."""
-    own: np.ndarray = np.where(d.fit.curve >= 0, d.fit.curve, len(d.fit.curves) + np.arange(d.fit.curve.size))
-    return own
+def _changes(*sorted_keys: np.ndarray) -> np.ndarray:
+    """Where rows begin that differ from the one before."""
+    return np.nonzero(np.r_[True, np.any([np.diff(key) != 0 for key in sorted_keys], axis=0)])[0]

@@ -215,8 +215,8 @@ def workers(profile: Profile) -> pd.DataFrame:
         return out.astype(np.int64)
 
     part = np.nonzero(np.isin(d.phase, (records.EXECUTE, records.WAIT, records.STEP)) & (d.depth == 0))[0]
-    # Parts of one lane lie one after the other, so no two share a time.
-    error_ns = accuracy.summed(accuracy.error(profile, d.lane[part], dur[part]), d.lane[part], part, n)
+    lane = d.lane[part]
+    error_ns = accuracy.summed(profile, accuracy.error(profile, lane, dur[part]), lane, lane, n)
     first = np.full(n, np.iinfo(np.int64).max)
     np.minimum.at(first, d.lane, d.begin_ns)
     used = np.bincount(d.lane, minlength=n) > 0
@@ -244,8 +244,8 @@ def workers(profile: Profile) -> pd.DataFrame:
 
 def operators(profile: Profile) -> pd.DataFrame:
     """One row per operator of the graph: op (name), kind, layer, tiles (its tasks), bytes and flops of all its tasks per
-    iteration, runs recorded, and median_ns, total_ns of their execution; error_ns: error bar of total_ns, where runs of one
-    iteration by the same clock are off alike and others independently (`accuracy.summed`); median_error_ns: that of the
+    iteration, runs recorded, and median_ns, total_ns of their execution; error_ns: error bar of total_ns, where runs
+    at one time by SMs of one clock are off alike and others independently (`accuracy.summed`); median_error_ns: that of the
     typical run, which their median does not exceed."""
     t = tasks(profile)
     n = len(profile.operators)
@@ -253,11 +253,6 @@ def operators(profile: Profile) -> pd.DataFrame:
     operator = profile.tasks["operator"][t["task"].to_numpy()[known]] if profile.n_tasks else np.zeros(0, np.int32)
     dur, error_ns = t["dur_ns"].to_numpy()[known], t["error_ns"].to_numpy(float)[known]
     medians = pd.DataFrame({"dur": dur, "error": error_ns}).groupby(operator).median().reindex(range(n))
-    d = decode(profile)
-    clock = (
-        accuracy.counter(d)[_lane_of(profile, t)[known]]
-        + t["iteration"].to_numpy(np.int64)[known] * profile.n_lanes * 2
-    )
     return pd.DataFrame(
         {
             "op": [str(o["name"]) for o in profile.operators],
@@ -270,7 +265,7 @@ def operators(profile: Profile) -> pd.DataFrame:
             "median_ns": medians["dur"].to_numpy(float),
             "total_ns": np.bincount(operator, weights=dur, minlength=n).astype(np.int64),
             "median_error_ns": medians["error"].to_numpy(float),
-            "error_ns": accuracy.summed(error_ns, operator, clock, n),
+            "error_ns": accuracy.summed(profile, error_ns, operator, _lane_of(profile, t)[known], n),
         }
     )
 
