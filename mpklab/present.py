@@ -49,7 +49,7 @@ METHODS: dict[str, dict[str, str]] = {
             name: f"mpklab.analysis:{name}"
             for name in (
                 "bubbles", "blame", "bounds", "critical_path", "utilisation", "overlap", "imbalance", "roofline",
-                "handoff", "steady_state", "diff", "explain", "predicted", "what_if", "waits", "iterations", "efficiency",
+                "handoff", "steady_state", "diff", "explain", "predicted", "what_if", "iterations", "efficiency",
             )
         },
     },
@@ -133,9 +133,10 @@ def profile_page(profile: Any, path: Any = None) -> Any:
 
 
 def frame(profile: Any, name: str) -> Any:
-    """A frame by name: spans, tasks, events, workers, operators, edges; `profile.tasks` itself is the raw table."""
-    frames = import_module("mpklab.frames")
-    known = ("spans", "tasks", "events", "workers", "operators", "edges")
-    if name not in known:
-        raise ProfileError(f"no frame {name!r}: {suggest(name, known)}")
-    return getattr(frames, name)(profile)
+    """A frame by name: spans, tasks, waits, events, workers, operators, edges; `profile.tasks`, `profile.waits` and the like
+    are the raw tables."""
+    homes = dict.fromkeys(("spans", "tasks", "events", "workers", "operators", "edges"), "mpklab.frames")
+    homes["waits"] = "mpklab.analysis"
+    if name not in homes:
+        raise ProfileError(f"no frame {name!r}: {suggest(name, homes)}")
+    return getattr(import_module(homes[name]), name)(profile)

@@ -191,6 +191,9 @@ def test_tables_can_be_queried():
     assert len(frames.query(profile, "wait_ns == 0", "tasks")) == 1
     with pytest.raises(ProfileError, match="did you mean 'tasks'"):
         frames.query(profile, "wait_ns == 0", "task")
+    for nonsense in ("nosuch > 3", "dur_ns >", "dur_ns + "):
+        with pytest.raises(ProfileError, match=r"query: .*the columns of spans are rank, worker"):
+            frames.query(profile, nonsense)
 
 
 def test_a_consumer_before_its_producer_is_found():

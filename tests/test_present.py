@@ -108,6 +108,7 @@ def test_a_value_that_cannot_be_described_still_shows(values, monkeypatch):
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in METHODS.items() for name in names])
 def test_every_method_has_a_function(kind, name):
     assert callable(method(kind, name))
+    assert name not in getattr(getattr(mk, kind, None), "__dataclass_fields__", {})  # which would be found first
 
 
 def test_every_value_is_a_line_in_a_plain_terminal(values):

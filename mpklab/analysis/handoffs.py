@@ -9,7 +9,7 @@ import pandas as pd
 
 from mpklab.analysis.observed import awaited, observe
 from mpklab.errors import ProfileError, suggest
-from mpklab.frames import NEVER, decode, records, residual
+from mpklab.frames import NEVER, accuracy, decode, records, residual
 from mpklab.frames.tables import operator_columns
 from mpklab.profile import Profile
 
@@ -19,8 +19,8 @@ def waits(profile: Profile) -> pd.DataFrame:
     signalled last (-1 unknown), by words the last that had ended when the wait did · happened_ns, done_ns: when it began
     to, and had (NEVER unknown) · words: these say themselves when they are there, and a task's last record stands for all
     that it waits for · waited: the worker was there before the signal was out · latency_ns: from happened_ns to the end
-    of the wait (NaN unless waited) ·
-    publish_ns: of that, the producer's signal phase.
+    of the wait (NaN unless waited) · publish_ns: of that, the producer's signal phase · error_ns f32: error bar of dur_ns,
+    which one clock told (`frames.accuracy.error`); that of latency_ns, which two may have, is the one in `handoff`.
     """
     d = decode(profile)
     at = np.nonzero((d.phase == records.WAIT) & (d.lanes.role[d.lane] == records.COMPUTE) & ~d.truncated)[0]
@@ -58,6 +58,7 @@ def waits(profile: Profile) -> pd.DataFrame:
             "waited": waited,
             "latency_ns": latency,
             "publish_ns": np.maximum(publish, 0),
+            "error_ns": accuracy.error(profile, d.lane[at], end - begin).astype(np.float32),
         }
     )
 

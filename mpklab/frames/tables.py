@@ -288,7 +288,8 @@ def edges(profile: Profile) -> pd.DataFrame:
 
 
 def query(profile: Profile, expression: str, table: str = "spans") -> pd.DataFrame:
-    """The rows of a table (spans, tasks, events, workers, operators, edges) for which a pandas expression holds."""
+    """The rows of a table (spans, tasks, events, workers, operators, edges) for which a pandas expression holds;
+    ProfileError for one that pandas cannot read or that names no column."""
     made = {
         "spans": spans,
         "tasks": tasks,
@@ -299,7 +300,11 @@ def query(profile: Profile, expression: str, table: str = "spans") -> pd.DataFra
     }
     if table not in made:
         raise ProfileError(f"query: no table is called {table!r}; {suggest(table, made)}")
-    return made[table](profile).query(expression)
+    found = made[table](profile)
+    try:
+        return found.query(expression)
+    except (NameError, SyntaxError, TypeError, ValueError) as error:
+        raise ProfileError(f"query: {error}; the columns of {table} are {', '.join(found.columns)}") from error
 
 
 def ranges(begin: np.ndarray, counts: np.ndarray) -> np.ndarray:
