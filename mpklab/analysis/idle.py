@@ -83,6 +83,11 @@ def bubbles(profile: Profile, by: str = "worker", record_ns: float | None = None
     `frames.residual(profile)`, the sum is exact. Time of no task stands under "(none)", layer -1. `record_ns` is the cost of one
     record (default: what the run calibrated, else 0).
     """
+    return placed(profile, by, record_ns)[0]
+
+
+def placed(profile: Profile, by: str, record_ns: float | None = None) -> tuple[pd.DataFrame, np.ndarray]:
+    """`bubbles`, and the row of it in which each of the `pieces` is."""
     p = pieces(profile, record_ns)
     keys: dict[str, Any]
     if by == "worker":
@@ -113,9 +118,10 @@ def bubbles(profile: Profile, by: str = "worker", record_ns: float | None = None
     for i, name in enumerate(NAMES):
         out[name] = table[:, i]
     out["makespan_ns"] = table.sum(1)
-    if by in BY_TASK and by != "layer":
-        out = out.sort_values("makespan_ns", ascending=False, kind="stable", ignore_index=True)
-    return out
+    if by not in BY_TASK or by == "layer":
+        return out, code
+    order = np.argsort(-table.sum(1), kind="stable")
+    return out.iloc[order].reset_index(drop=True), np.argsort(order)[code]
 
 
 _cache: weakref.WeakKeyDictionary[Profile, dict[float, Pieces]] = weakref.WeakKeyDictionary()

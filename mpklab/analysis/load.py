@@ -12,6 +12,7 @@ from mpklab import abi, recipe
 from mpklab.analysis.intervals import apart, binned
 from mpklab.errors import MpkError, ProfileError, suggest
 from mpklab.frames import decode, records, spans, tasks
+from mpklab.frames.tables import lane_of
 from mpklab.profile import Profile
 from mpklab.simulator import Costs, traffic
 
@@ -82,15 +83,11 @@ def moving(profile: Profile, t: pd.DataFrame) -> np.ndarray:
     d = decode(profile)
     first = np.full(profile.n_lanes, np.iinfo(np.int64).max)
     np.minimum.at(first, d.lane, d.begin_ns)
-    worker = t["worker"].to_numpy(np.int64)
-    if profile.n_ranks > 1:
-        worker = worker + t["rank"].to_numpy(np.int64) * profile.n_workers
-    order = np.argsort(worker, kind="stable")  # rows come by begin
-    same = np.r_[False, worker[order[1:]] == worker[order[:-1]]]
+    lane = lane_of(profile, t)
+    order = np.argsort(lane, kind="stable")  # rows come by begin
+    same = np.r_[False, lane[order[1:]] == lane[order[:-1]]]
     since = np.empty_like(begin)
-    since[order] = np.where(
-        same, np.r_[0, t["end_ns"].to_numpy()[order[:-1]]], first[worker[order] * profile.lanes_per_worker]
-    )
+    since[order] = np.where(same, np.r_[0, t["end_ns"].to_numpy()[order[:-1]]], first[lane[order]])
     task = t["task"].to_numpy()
     mine = (task < profile.n_tasks) & loaded[np.where(task < profile.n_tasks, task, 0)]
     return np.where(mine, np.minimum(since, begin), begin)
@@ -100,10 +97,7 @@ def _loaded(profile: Profile) -> np.ndarray:
     """bool[n_tasks]: a loader runs ahead for this task, and most of its bytes from memory are those that it brings."""
     none = np.zeros(profile.n_tasks, bool)
     try:
-        machine = recipe.machine_of(profile)
-        if machine is None or profile.meta.get("prefetch") is False:
-            return none
-        if not Costs.of(machine, recipe.settings_of(profile)).ring_bytes:
+        if not Costs.of_profile(profile).ring_bytes:
             return none
     except MpkError:  # a damaged recipe
         return none

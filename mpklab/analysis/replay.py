@@ -103,10 +103,7 @@ def measured(profile: Profile, rank: int | None = None) -> Measured:
         return np.where(np.isnan(values), _medians(values), values)
 
     waited = known & (seen.start != NEVER)
-    machine = recipe.machine_of(profile)
-    stated = Costs.of(machine, recipe.settings_of(profile)) if machine else Costs()
-    if profile.meta.get("prefetch") is False:
-        stated = replace(stated, ring_bytes=0.0)
+    stated = Costs.of_profile(profile)
     work = Work.given(
         phase(ran, seen.end - seen.begin),
         fetch=phase(known, seen.fetch + turns(profile, seen)),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import mpklab as mk
-from mpklab import recipe, stamp
+from mpklab import stamp
 from mpklab.analysis import blame
 from mpklab.bench._common import show, write_json
 from mpklab.bench.decode import reset, start
@@ -91,8 +91,7 @@ def estimate(profile: mk.Profile, steps: int) -> tuple[float, float]:
     on_path = path.loc[path["segment"] == "execute", ["rank", "iteration", "task"]].drop_duplicates()
     s = spans(profile)
     s = s[(s["role"] == "compute") & (s["task"] >= 0)].merge(on_path, on=["rank", "iteration", "task"])
-    machine = recipe.machine_of(profile)
-    ring = Costs.of(machine, recipe.settings_of(profile)).ring_bytes if machine else 0.0
+    ring = Costs.of_profile(profile).ring_bytes
     streams = profile.tasks["bytes"][s["task"]] > ring
     pages = (s["phase"] == "operand").to_numpy()
     spans_on_path = int((~pages).sum()) + 2 * int((pages & ~streams).sum())

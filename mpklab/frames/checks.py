@@ -205,10 +205,7 @@ def _stray(profile: Profile) -> np.ndarray:
     known = (t["task"].to_numpy() < profile.n_tasks) & (t["iteration"].to_numpy() >= 0)
     for rank in ranks(profile):
         known &= ~_placed(profile, t, rank)[0]
-    worker = t["worker"].to_numpy(np.int64)[known]
-    if profile.n_ranks > 1:
-        worker += t["rank"].to_numpy(np.int64)[known] * profile.n_workers
-    return np.bincount(worker * profile.lanes_per_worker, minlength=profile.n_lanes)
+    return np.bincount(tables.lane_of(profile, t)[known], minlength=profile.n_lanes)
 
 
 def residual(profile: Profile) -> float:

@@ -154,7 +154,7 @@ def events(profile: Profile) -> pd.DataFrame:
             "event": which,
             "time": t["signalled_ns"].to_numpy()[row],
             "task": t["task"].to_numpy()[row],
-            "lane": _lane_of(profile, t)[row],
+            "lane": lane_of(profile, t)[row],
         }
     ).sort_values("time", kind="stable")
     grouped = frame.groupby(["iteration", "event"], sort=True)
@@ -192,7 +192,7 @@ def events(profile: Profile) -> pd.DataFrame:
     return out[columns]
 
 
-def _lane_of(profile: Profile, t: pd.DataFrame) -> np.ndarray:
+def lane_of(profile: Profile, t: pd.DataFrame) -> np.ndarray:
     """The compute lane of each row of `tasks`."""
     rank = t["rank"].to_numpy(np.int64) if profile.n_ranks > 1 else 0
     lane: np.ndarray = (rank * profile.n_workers + t["worker"].to_numpy(np.int64)) * profile.lanes_per_worker
@@ -265,7 +265,7 @@ def operators(profile: Profile) -> pd.DataFrame:
             "median_ns": medians["dur"].to_numpy(float),
             "total_ns": np.bincount(operator, weights=dur, minlength=n).astype(np.int64),
             "median_error_ns": medians["error"].to_numpy(float),
-            "error_ns": accuracy.summed(profile, error_ns, operator, _lane_of(profile, t)[known], n),
+            "error_ns": accuracy.summed(profile, error_ns, operator, lane_of(profile, t)[known], n),
         }
     )
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpklab import recipe
 from mpklab.errors import ScheduleError, suggest
 from mpklab.graph import Operator
 from mpklab.machine import Machine
 from mpklab.ops import REGISTRY, Box
 from mpklab.ops.base import ITEM_BYTES
+from mpklab.profile import Profile
 from mpklab.tasks import TaskGraph
 
 F64 = npt.NDArray[np.float64]
@@ -156,6 +158,13 @@ class Costs:
             ring_bytes=ring,
             source=f"machine {machine.name}",
         )
+
+    @staticmethod
+    def of_profile(profile: Profile) -> Costs:
+        """What the machine's figures say of a kernel that was recorded; nothing costs anything without a recipe."""
+        machine = recipe.machine_of(profile)
+        costs = Costs.of(machine, recipe.settings_of(profile)) if machine else Costs()
+        return replace(costs, ring_bytes=0.0) if profile.meta.get("prefetch") is False else costs
 
     def rate(self, streams: int) -> float:
         """Bytes/s of each of so many workers that load at once."""

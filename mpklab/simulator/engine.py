@@ -373,7 +373,8 @@ class _Engine:
             self.count[key] += 1
             if self.count[key] == self.need[event]:
                 self.happened[key] = now
-                self.crowding[1].append(self.memory.crowding)
+                if self.shared:
+                    self.crowding[1].append(self.memory.crowding)
                 for other, its_task, k, t, since in self.waiting.pop(key, ()):
                     self._wait(other, its_task, k, t, since)
                 if self.dynamic:
